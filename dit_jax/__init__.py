@@ -1,0 +1,24 @@
+"""dit_jax: Diffusion Transformers in JAX."""
+
+import importlib
+from typing import Any
+
+# Imported when first used, so that `import dit_jax` and `--help` stay quick.
+_EXPORTS = {
+    "Experiment": "dit_jax.experiment",
+    "InputError": "dit_jax.errors",
+    "Run": "dit_jax.run",
+    "create_model": "dit_jax.presets",
+    "load": "dit_jax.run",
+    "sample": "dit_jax.sampling",
+    "train": "dit_jax.training.loop",
+}
+
+__all__ = sorted(_EXPORTS)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'dit_jax' has no attribute '{name}'")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

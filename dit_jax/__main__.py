@@ -1,0 +1,55 @@
+"""`python -m dit_jax`: sample from a run, list the models."""
+
+import pathlib
+
+import tyro
+
+from dit_jax import cli
+
+
+def sample(
+    run: tyro.conf.Positional[str],
+    labels: str,
+    out: str = "grid.png",
+    seed: int = 0,
+    guidance: float | None = None,
+) -> None:
+    """Draws images of a run.
+
+    Args:
+      run: run folder, or one of its checkpoints.
+      labels: classes, separated by commas: one image each.
+      out: PNG to write.
+      seed: seed of the noise.
+      guidance: classifier-free guidance scale; the run's own by default.
+    """
+    import dit_jax
+    from dit_jax.images import save_grid
+
+    try:
+        numbers = [int(label) for label in labels.split(",")]
+    except ValueError as error:
+        raise dit_jax.InputError(f"--labels '{labels}' are not numbers: try 3,3,7") from error
+    images = dit_jax.sample(dit_jax.load(run), numbers, seed=seed, guidance=guidance)
+    save_grid(pathlib.Path(out), images)
+    print(f"{len(images)} images: {out}")
+
+
+def models() -> None:
+    """Lists every preset with its size and the cost of one forward pass at 256 px."""
+    from dit_jax.summary import print_presets
+
+    print_presets()
+
+
+def main() -> None:
+    """Runs the command that is asked for."""
+    cli.quiet_dependencies()
+    with cli.one_line_errors():
+        tyro.extras.subcommand_cli_from_dict(
+            {"models": models, "sample": sample}, prog="python -m dit_jax"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Checkpoints: what is saved, and how to get the newest good one back (Orbax).
+
+A run folder holds `checkpoints/<step>/`, each with one item for the parameters, the optimizer and
+every EMA, so that a reader takes only what it needs, and `metadata`: the experiment and the shape
+of its samples, from which all the rest is built.
+"""
+
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from dit_jax import serialization
+from dit_jax.errors import InputError, TrainingError
+from dit_jax.experiment import Experiment
+from dit_jax.training.state import TrainState
+
+FOLDER = "checkpoints"
+_METADATA = "metadata"
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; saving is asynchronous and atomic."""
+
+    def __init__(self, run_folder: str, keep: int | None = None, keep_every: int | None = None):
+        """Opens the run's checkpoints.
+
+        Args:
+          run_folder: the run's folder, local or remote.
+          keep: newest checkpoints to keep; None keeps all.
+          keep_every: also keep those whose step is a multiple of this.
+        """
+        self.folder = epath.Path(run_folder).expanduser().resolve() / FOLDER
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, experiment: Experiment) -> None:
+        """Starts to save the state under its step; the arrays may be reused at once.
+
+        Raises:
+          TrainingError: this or the save before failed, a full disk say.
+        """
+        metadata = {
+            "experiment": serialization.to_json(experiment),
+            "shape": list(experiment.shape),
+        }
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        items[_METADATA] = ocp.args.JsonSave(metadata)
+        with _SaveErrors(self):
+            self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+
+    def wait(self) -> None:
+        """Waits until all that was saved is on disk.
+
+        Raises:
+          TrainingError: a save failed.
+        """
+        with _SaveErrors(self):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases threads."""
+        self.wait()
+        self._manager.close()
+
+    def metadata(self, step: int) -> tuple[Experiment, tuple[int, int, int]]:
+        """Returns the experiment saved at a step and the shape of its samples."""
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()})
+        )
+        value = restored[_METADATA]
+        return serialization.from_json(value["experiment"]), tuple(value["shape"])
+
+    def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        """Reads items of one checkpoint into the shapes and shardings of `abstract`."""
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        return dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
+
+    def restore_newest(self, abstract: TrainState) -> TrainState | None:
+        """Reads the newest checkpoint that can be read; None if there is none at all.
+
+        A checkpoint that cannot be read is named, moved out of the way to `damaged/` and never
+        deleted.
+
+        Raises:
+          TrainingError: there are checkpoints and none can be read.
+        """
+        steps = self.steps()
+        damaged: list[int] = []
+        for step in reversed(steps):
+            try:
+                items = self.restore(step, _items(abstract))
+            except Exception as error:  # Orbax and TensorStore raise whatever they met.
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                log.warning("checkpoint %s cannot be read: %s", self.folder / str(step), reason)
+                damaged.append(step)
+                continue
+            self._set_aside(damaged)
+            log.info("resumed from %s", self.folder / str(step))
+            return _from_items(step, items, abstract)
+        if steps:
+            raise TrainingError(
+                f"none of the {len(steps)} checkpoints under {self.folder} can be read: restore "
+                f"one from a backup, or start in another --run.dir"
+            )
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            target = self.folder.parent / "damaged" / str(step)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            while target.exists():
+                target = target.with_name(target.name + "_")
+            (self.folder / str(step)).rename(target)
+            log.warning("moved the damaged checkpoint to %s", target)
+        if steps:
+            self._manager.reload()
+
+
+def newest(folder: str) -> tuple[Checkpoints, int]:
+    """Finds the newest checkpoint of a run folder, or the one that `folder` itself is.
+
+    Raises:
+      InputError: there is none.
+    """
+    path = pathlib.Path(folder).expanduser()
+    if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
+        return Checkpoints(str(path.parent.parent)), int(path.name)
+    if (path / FOLDER).is_dir() and (steps := (found := Checkpoints(str(path))).steps()):
+        return found, steps[-1]
+    raise InputError(f"'{folder}' holds no checkpoint: give a run folder, or one of its checkpoints")
+
+
+def ema_item(decay: float) -> str:
+    """Name of the item that holds an EMA."""
+    return f"ema_{decay}"
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    ema = {ema_item(decay): tree for decay, tree in state.ema.items()}
+    return {"params": state.params, "optimizer": state.opt_state, **ema}
+
+
+def _from_items(step: int, items: dict[str, Any], abstract: TrainState) -> TrainState:
+    return TrainState(
+        step=jax.device_put(jax.numpy.int32(step), abstract.step.sharding),
+        params=items["params"],
+        opt_state=items["optimizer"],
+        ema={decay: items[ema_item(decay)] for decay in abstract.ema},
+    )
+
+
+class _SaveErrors:
+    """Turns whatever a save raises into one line that names what is safe."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if isinstance(error, Exception):
+            steps = Checkpoints(str(self._checkpoints.folder.parent)).steps()
+            safe = f"{self._checkpoints.folder / str(steps[-1])} is safe" if steps else "none is saved"
+            reason = str(error).splitlines()[0] if str(error) else kind.__name__
+            raise TrainingError(
+                f"a checkpoint could not be saved under {self._checkpoints.folder} ({reason}); "
+                f"{safe}: free some space and run the same command again"
+            ) from error

@@ -1,0 +1,27 @@
+"""Data: sources of labelled images, and the loader that orders and batches them."""
+
+from dit_jax.data.array_record import ArrayRecords, write_array_records
+from dit_jax.data.digits import Digits
+from dit_jax.data.idx import Idx
+from dit_jax.data.image_folder import ImageFolder
+from dit_jax.data.loader import DataWorkerError, Loader, batches, order, to_device
+from dit_jax.data.source import Record, Records, Source, Split
+from dit_jax.data.tfds import TFDS
+
+__all__ = [
+    "TFDS",
+    "ArrayRecords",
+    "DataWorkerError",
+    "Digits",
+    "Idx",
+    "ImageFolder",
+    "Loader",
+    "Record",
+    "Records",
+    "Source",
+    "Split",
+    "batches",
+    "order",
+    "to_device",
+    "write_array_records",
+]

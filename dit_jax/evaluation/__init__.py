@@ -1,0 +1,1 @@
+"""Generation at scale, feature spaces and metrics."""

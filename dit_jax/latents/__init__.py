@@ -1,0 +1,7 @@
+"""The space that is diffused."""
+
+from dit_jax.latents.cached import CachedVAE
+from dit_jax.latents.latents import Latents
+from dit_jax.latents.pixels import Pixels
+
+__all__ = ["CachedVAE", "Latents", "Pixels"]

@@ -1,0 +1,30 @@
+"""No latent space: pixels in [-1, 1]."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from dit_jax.latents.latents import Latents
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels(Latents):
+    """Images themselves, from uint8 to [-1, 1]."""
+
+    @property
+    def decodes(self):
+        """See `Latents`."""
+        return True
+
+    def shape(self, source):
+        """See `Latents`."""
+        return source
+
+    def encode(self, key, images):
+        """See `Latents`."""
+        del key
+        return images.astype(jnp.float32) / 127.5 - 1
+
+    def decode(self, x):
+        """See `Latents`."""
+        return x

@@ -1,0 +1,35 @@
+"""Class labels as vectors, dropped at random for classifier-free guidance."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def drop_labels(key: jax.Array, label: jax.Array, rate: float, null: int) -> jax.Array:
+    """Replaces each label [B] by `null` with probability `rate`."""
+    drop = jax.random.uniform(key, label.shape) < rate
+    return jnp.where(drop, null, label)
+
+
+class LabelEmbedder(nn.Module):
+    """A table of num_classes + 1 vectors; the last one is the null label.
+
+    Attributes:
+      num_classes: number of classes; the null label is `num_classes`.
+      hidden: width of the result.
+      dropout: probability that a label becomes the null label in training (arXiv 2207.12598).
+    """
+
+    num_classes: int
+    hidden: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, label: jax.Array, train: bool) -> jax.Array:
+        """Maps labels [B] int32 to vectors [B, hidden]; draws from the `dropout` key if `train`."""
+        if train and self.dropout > 0:
+            label = drop_labels(self.make_rng("dropout"), label, self.dropout, self.num_classes)
+        normal = nn.initializers.normal(0.02)
+        return nn.Embed(self.num_classes + 1, self.hidden, embedding_init=normal, name="table")(
+            label
+        )

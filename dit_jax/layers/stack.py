@@ -1,0 +1,58 @@
+"""A stack of equal blocks whose depth is an array axis."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+
+from dit_jax.layers.context import Context
+from dit_jax.parallel.sharding import constrain
+
+Remat = Literal["none", "dots", "full"]
+
+_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Stack(nn.Module):
+    """`depth` blocks run by one `lax.scan`: every parameter has the layer as axis 0.
+
+    Compile time does not grow with depth, and pruning, growing or averaging layers are array
+    operations on that axis.
+
+    Attributes:
+      block: a module mapping (tokens, context) to (tokens, aux).
+      depth: number of layers.
+      remat: what the backward pass recomputes: nothing, all but weight matmuls, or everything.
+    """
+
+    block: nn.Module
+    depth: int
+    remat: Remat = "none"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, context: Context, start: int = 0, stop: int | None = None
+    ) -> tuple[jax.Array, Any]:
+        """Runs layers `start` to `stop` on tokens [B, N, D].
+
+        Returns:
+          The tokens, and the blocks' aux with the layer as axis 0.
+        """
+        block = self.block.clone(parent=None, name=None)
+
+        def init(key: jax.Array) -> Any:
+            # Keys are split for the whole depth, so layer i is the same in any sub-range.
+            keys = jax.random.split(key, self.depth)
+            return jax.vmap(lambda k: block.init(k, x, context)["params"])(keys)
+
+        def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+            x = constrain(x, "batch", "tokens", "channels")
+            return block.apply({"params": layer}, x, context)
+
+        if self.remat != "none":
+            body = jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=False)
+        layers = self.param("layers", init)
+        return jax.lax.scan(body, x, jax.tree.map(lambda leaf: leaf[start:stop], layers))

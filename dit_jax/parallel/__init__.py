@@ -1,0 +1,1 @@
+"""Meshes and how arrays lie on them."""

@@ -1,0 +1,125 @@
+"""Logical axes: one table for parameters, one helper for activations, one rules object for both.
+
+Models name what an axis *is* ("batch", "embed"); `RULES` says which mesh axis it lies on.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dit_jax.errors import InputError
+
+# Logical axis -> mesh axes. Axes without a row are not sharded.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+}
+
+# Parameter path -> logical axes; the first match wins. Leaves of a stack carry "layers" in front.
+PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"patch_embed/kernel", ("patch", "embed")),
+    (r"label_embed/table/embedding", ("label", "embed")),
+    (r"time_embed/fc\d/kernel", ("features", "embed")),
+    (r"attention/qkv/kernel", ("embed", "qkv", "heads", "head")),
+    (r"attention/qkv/bias", ("qkv", "heads", "head")),
+    (r"attention/out/kernel", ("heads", "head", "embed")),
+    (r"ffn/fc1/kernel", ("embed", "mlp")),
+    (r"ffn/fc2/kernel", ("mlp", "embed")),
+    (r"adaln/linear/kernel", ("embed", "modulation")),
+    (r"final/linear/kernel", ("embed", "patch")),
+    (r"bias", ("features",)),
+)
+
+
+def parameter_axes(path: str) -> tuple[str | None, ...]:
+    """Returns the logical axes of the parameter at `path`, such as 'blocks/layers/ffn/fc1/bias'.
+
+    Raises:
+      InputError: no row of `PARAMETER_AXES` matches.
+    """
+    for pattern, axes in PARAMETER_AXES:
+        if re.search(rf"(^|/){pattern}$", path):
+            return ("layers", *axes) if "/layers/" in path else axes
+    raise InputError(f"parameter '{path}' has no row in PARAMETER_AXES: add one")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where arrays lie on a mesh."""
+
+    mesh: Mesh
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """A full copy on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def batch(self) -> NamedSharding:
+        """Axis 0 divided over all devices that share a batch."""
+        return NamedSharding(self.mesh, PartitionSpec(RULES["batch"]))
+
+    def sharding(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+        """Returns the sharding of an array whose axes have these logical names.
+
+        Raises:
+          InputError: two axes land on one mesh axis, or a size does not divide.
+        """
+        spec = [RULES.get(axis) if axis else None for axis in axes]
+        used: dict[str, str] = {}
+        for name, size, mesh_axes in zip(axes, shape, spec, strict=True):
+            for mesh_axis in mesh_axes or ():
+                if mesh_axis in used:
+                    raise InputError(
+                        f"axes '{used[mesh_axis]}' and '{name}' of an array {shape} both land on "
+                        f"mesh axis '{mesh_axis}': change one of their rules"
+                    )
+                used[mesh_axis] = name
+            ways = self.devices(mesh_axes or ())
+            if size % ways:
+                raise InputError(
+                    f"axis '{name}' of size {size} does not divide over {ways} devices "
+                    f"({' x '.join(mesh_axes)}): change the size or the mesh"
+                )
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
+
+    def devices(self, mesh_axes: tuple[str, ...]) -> int:
+        """Returns the number of devices along these mesh axes together."""
+        return math.prod(self.mesh.shape[axis] for axis in mesh_axes)
+
+    def parameters(self, abstract: Any) -> Any:
+        """Returns the shardings of a parameter tree, given its shapes."""
+
+        def leaf(path: Any, value: Any) -> NamedSharding:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return self.sharding(parameter_axes(name), value.shape)
+
+        return jax.tree_util.tree_map_with_path(leaf, abstract)
+
+
+_layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
+
+
+@contextlib.contextmanager
+def use_layout(layout: Layout) -> Iterator[None]:
+    """Makes `constrain` act, while a function is traced."""
+    token = _layout.set(layout)
+    try:
+        yield
+    finally:
+        _layout.reset(token)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Lays an activation out by the logical names of its axes; the identity outside `use_layout`."""
+    layout = _layout.get()
+    if layout is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, layout.sharding(axes, x.shape))

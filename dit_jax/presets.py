@@ -1,0 +1,73 @@
+"""The papers' models by the papers' names."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import flax.linen as nn
+
+from dit_jax.diffusion import Flow, Gaussian, Process
+from dit_jax.errors import InputError
+from dit_jax.models import DiT
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A published model.
+
+    Attributes:
+      model: the backbone, for 1000 ImageNet classes.
+      process: what it was trained with, its clock included.
+      shape: a sample of the space it diffuses, at 256 px.
+    """
+
+    model: nn.Module
+    process: Process
+    shape: tuple[int, int, int] = (32, 32, 4)
+
+
+# Table 1 of DiT (arXiv 2212.09748), which SiT (arXiv 2401.08740) shares: depth, hidden, heads.
+_SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+# SiT is DiT's network, dead variance channels included, on a flow whose time runs from noise.
+_PROCESSES = {"DiT": Gaussian(), "SiT": Flow(data_time=1)}
+
+
+def _dit(size: str, patch: int) -> DiT:
+    depth, hidden, heads = _SIZES[size]
+    return DiT(patch=patch, hidden=hidden, depth=depth, heads=heads)
+
+
+PRESETS: dict[str, Preset] = {
+    f"{family}-{size}/{patch}": Preset(_dit(size, patch), process)
+    for family, process in _PROCESSES.items()
+    for size in _SIZES
+    for patch in (2, 4, 8)
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Returns the preset of that name.
+
+    Raises:
+      InputError: there is none; names the nearest.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, 1, cutoff=0)
+        raise InputError(f"no preset '{name}': perhaps '{near[0]}'; `python -m dit_jax models` lists all")
+    return PRESETS[name]
+
+
+def create_model(name: str, **changes: Any) -> nn.Module:
+    """Makes a preset's model with changed fields, such as `num_classes=10`.
+
+    Raises:
+      InputError: no such preset or field.
+    """
+    model = find_preset(name).model
+    known = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+    for field in changes:
+        if field not in known:
+            near = difflib.get_close_matches(field, known, 1)
+            hint = f": perhaps '{near[0]}'" if near else f": it has {', '.join(known)}"
+            raise InputError(f"{type(model).__name__} has no field '{field}'{hint}")
+    return model.clone(**changes)

@@ -1,0 +1,187 @@
+"""From a run to pictures."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dit_jax.diffusion import (
+    Autoguidance,
+    ClassifierFree,
+    Denoiser,
+    Guidance,
+    Process,
+    Solver,
+    sample_keys,
+    sample_loop,
+)
+from dit_jax.errors import InputError
+from dit_jax.images import to_uint8
+from dit_jax.latents import Latents
+from dit_jax.parallel.mesh import Parallel
+from dit_jax.parallel.sharding import Layout
+from dit_jax.run import Run
+
+
+def sample(
+    run: Run,
+    labels: Sequence[int],
+    *,
+    seed: int = 0,
+    solver: Solver | None = None,
+    guidance: Guidance | float | None = None,
+    weak: Run | None = None,
+    batch_size: int | None = None,
+    decode: bool = True,
+    mesh: Mesh | None = None,
+) -> np.ndarray:
+    """Draws one image for each label.
+
+    Sample i is a function of (seed, i, its label) alone, up to the rounding of matmuls of another
+    shape: neither the batch size nor the number of devices chooses its noise.
+
+    Args:
+      run: a loaded run.
+      labels: class of each sample, [N] or nested; the null label, num_classes, is allowed.
+      seed: seed of the noise.
+      solver: from noise to data; the run's own by default.
+      guidance: a guidance scale (1 for none) or a guidance object; the run's own by default.
+      weak: the worse run, for Autoguidance.
+      batch_size: samples drawn at once, over all devices; all by default.
+      decode: return images; otherwise latents.
+      mesh: devices to use; all by default.
+
+    Returns:
+      uint8 images [N, H, W, C], or float32 latents [N, h, w, c].
+
+    Raises:
+      InputError: a label outside the classes, or parts that do not fit.
+    """
+    labels = check_labels(labels, run.model.num_classes)
+    options = dict(seed=seed, solver=solver, guidance=guidance, weak=weak, decode=decode, mesh=mesh)
+    return np.concatenate(list(sample_batches(run, labels, batch_size or len(labels), **options)))
+
+
+def sample_batches(
+    run: Run,
+    labels: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    solver: Solver | None = None,
+    guidance: Guidance | float | None = None,
+    weak: Run | None = None,
+    decode: bool = True,
+    mesh: Mesh | None = None,
+) -> Iterator[np.ndarray]:
+    """As `sample`, a batch at a time; batches but the last hold `batch_size` samples."""
+    solver = solver or run.experiment.sampling.solver
+    solver.check(run.process)
+    guidance = choose_guidance(run, guidance, weak)
+    layout = Layout(mesh or Parallel().mesh())
+    devices = layout.mesh.devices.size
+    padded = -(-batch_size // devices) * devices
+    params = jax.device_put((run.params, weak and weak.params), layout.replicated)
+    for start in range(0, len(labels), batch_size):
+        # A short batch is filled up, so that one compiled program serves all.
+        rows = np.arange(start, start + padded)
+        chunk = labels[np.minimum(rows, len(labels) - 1)]
+        indices, chunk = jax.device_put((rows.astype(np.uint32), chunk), layout.batch)
+        images = _generate(
+            run.model,
+            weak and weak.model,
+            run.process,
+            run.latents if decode else None,
+            solver,
+            guidance,
+            run.shape,
+            params,
+            chunk,
+            jax.device_put(np.uint32(seed), layout.replicated),
+            indices,
+        )
+        yield np.asarray(images)[: min(batch_size, len(labels) - start)]
+
+
+def make_denoiser(model: Any, process: Process, params: Any) -> Denoiser:
+    """Returns (x, t, condition) -> output for one model, in library time, t a scalar."""
+
+    def denoise(x: jax.Array, t: jax.Array, condition: dict[str, jax.Array]) -> jax.Array:
+        times = jnp.broadcast_to(process.model_time(t), (len(x),))
+        return model.apply({"params": params}, x, times, condition).prediction
+
+    return denoise
+
+
+def check_labels(labels: Sequence[int], num_classes: int) -> np.ndarray:
+    """Returns labels as int32 [N].
+
+    Raises:
+      InputError: there are none, or one is outside [0, num_classes].
+    """
+    labels = np.asarray(labels, np.int32).reshape(-1)
+    if not len(labels):
+        raise InputError("no labels: give at least one")
+    outside = labels[(labels < 0) | (labels > num_classes)]
+    if len(outside):
+        raise InputError(
+            f"label {outside[0]} is outside the model's {num_classes} classes: use 0 to "
+            f"{num_classes - 1}, or {num_classes} for no class"
+        )
+    return labels
+
+
+def preview_labels(num_classes: int, rows: int = 8) -> np.ndarray:
+    """Labels of a grid [rows, columns]: a column a class, for up to ten classes."""
+    columns = np.arange(min(num_classes, 10)) if num_classes else np.zeros(8)
+    return np.tile(columns.astype(np.int32), (rows, 1))
+
+
+def choose_guidance(
+    run: Run, guidance: Guidance | float | None, weak: Run | None = None
+) -> Guidance | None:
+    """Returns the guidance to use: what is asked for, else the run's own; None for none.
+
+    Raises:
+      InputError: it does not fit the model.
+    """
+    if guidance is None:
+        guidance = run.experiment.sampling.guidance
+    if isinstance(guidance, int | float):
+        guidance = ClassifierFree(float(guidance))
+    if guidance is None or guidance.scale == 1:
+        return None
+    if isinstance(guidance, Autoguidance) != (weak is not None):
+        raise InputError("Autoguidance and a weak run go together: give both or neither")
+    if isinstance(guidance, ClassifierFree) and not run.model.num_classes:
+        raise InputError("an unconditional model has nothing to guide: leave guidance out")
+    return guidance
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
+def _generate(
+    model: Any,
+    weak_model: Any,
+    process: Process,
+    latents: Latents | None,
+    solver: Solver,
+    guidance: Guidance | None,
+    shape: tuple[int, int, int],
+    params: tuple[Any, Any],
+    labels: jax.Array,
+    seed: jax.Array,
+    indices: jax.Array,
+) -> jax.Array:
+    denoise = make_denoiser(model, process, params[0])
+    if isinstance(guidance, Autoguidance):
+        denoise = guidance(denoise, make_denoiser(weak_model, process, params[1]))
+    elif guidance is not None:
+        denoise = guidance(denoise, model.null_condition)
+    x = sample_loop(
+        process, solver, denoise, {"label": labels}, sample_keys(seed, indices), shape
+    )
+    return x if latents is None else to_uint8(latents.decode(x))

@@ -1,0 +1,1 @@
+"""State, step, optimizer, EMA and the loop."""

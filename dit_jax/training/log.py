@@ -1,0 +1,94 @@
+"""Where a run's numbers go: the terminal, a JSONL file and TensorBoard."""
+
+import json
+import logging
+import os
+import pathlib
+import time
+from typing import Any
+
+import rich.console
+import rich.logging
+import rich.progress
+
+Values = dict[str, float]
+
+
+def setup_logging() -> rich.console.Console:
+    """Sends dit_jax's log lines to the terminal, above a progress bar, and returns the console."""
+    console = rich.console.Console()
+    handler = rich.logging.RichHandler(
+        console=console, show_path=False, show_time=False, show_level=False, markup=False
+    )
+    logger = logging.getLogger("dit_jax")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    return console
+
+
+class RunLog:
+    """Appends one JSON object a logged step to `log.jsonl`, and draws the progress."""
+
+    def __init__(self, folder: pathlib.Path, start: int, steps: int, images_per_step: int):
+        """Opens the log of a run that goes from `start` to `steps`."""
+        from tensorboardX import SummaryWriter
+
+        self._images_per_step = images_per_step
+        self._file = _open_for_append(folder / "log.jsonl")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._mark = (time.perf_counter(), start)
+        self._progress = rich.progress.Progress(
+            "[progress.description]{task.description}",
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            "loss {task.fields[loss]}",
+            "{task.fields[speed]} images/s",
+            "ETA",
+            rich.progress.TimeRemainingColumn(),
+            console=setup_logging(),
+        )
+        self._task = self._progress.add_task(
+            "training", total=steps, completed=start, loss="-", speed="-"
+        )
+        self._progress.start()
+
+    def images_per_second(self, step: int) -> float:
+        """Speed since this was last asked."""
+        (then, before), self._mark = self._mark, (time.perf_counter(), step)
+        return (step - before) * self._images_per_step / (self._mark[0] - then)
+
+    def write(self, step: int, values: Values) -> None:
+        """Logs the values of a step everywhere."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        text = {"loss": f"{values['loss']:.4f}", "speed": f"{values['images_per_second']:,.0f}"}
+        self._progress.update(self._task, completed=step, **text)
+        if not self._progress.console.is_terminal:
+            line = f"step {step}  loss {text['loss']}  {text['speed']} images/s"
+            logging.getLogger(__name__).info(line)
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        self._progress.update(self._task, completed=step)
+
+    def close(self) -> None:
+        """Flushes and closes all of them."""
+        self._progress.stop()
+        self._file.close()
+        self._board.close()
+
+
+def _open_for_append(path: pathlib.Path) -> Any:
+    """Opens a JSONL file at its end, without the torn line that a killed process may have left."""
+    file = open(path, "a+b")
+    size = file.tell()
+    while size:
+        file.seek(size - 1)
+        if file.read(1) == b"\n":
+            break
+        size -= 1
+    os.truncate(path, size)
+    file.close()
+    return open(path, "a", encoding="utf-8")

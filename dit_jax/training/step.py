@@ -1,0 +1,115 @@
+"""One training step, a pure function of state and batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dit_jax.diffusion import Process
+from dit_jax.latents import Latents
+from dit_jax.parallel.sharding import Layout, use_layout
+from dit_jax.randomness import Purpose, key_for
+from dit_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_loss(model: nn.Module, process: Process) -> Callable[..., tuple[jax.Array, Metrics]]:
+    """Returns loss(params, example, dropout_key) -> (mean loss, metrics), float32.
+
+    `example` is a pytree of x0 and noise [B, h, w, c], t [B] and the condition.
+    """
+
+    def loss(params: Any, example: dict[str, Any], key: jax.Array) -> tuple[jax.Array, Metrics]:
+        x0, noise, t = example["x0"], example["noise"], example["t"]
+        output = model.apply(
+            {"params": params},
+            process.corrupt(x0, noise, t),
+            process.model_time(t),
+            example["condition"],
+            train=True,
+            rngs={"dropout": key},
+        )
+        losses, metrics = process.loss(output.prediction, x0, noise, t)
+        extra = sum(jnp.sum(value) for value in output.aux.get("losses", {}).values())
+        return losses.mean() + extra, metrics | output.aux.get("metrics", {})
+
+    return loss
+
+
+def make_step(
+    model: nn.Module,
+    process: Process,
+    latents: Latents,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulation: int,
+    seed: int,
+    layout: Layout,
+) -> Step:
+    """Returns step(state, batch) -> (state, metrics), to be jitted.
+
+    Everything random is a function of (seed, state.step), and is drawn for the whole batch before
+    it is cut up, so that neither devices nor accumulation change it (but label dropout, which the
+    model draws for each part).
+    """
+    gradient = jax.value_and_grad(make_loss(model, process), has_aux=True)
+
+    def draw(step: jax.Array, batch: Batch) -> dict[str, Any]:
+        x0 = latents.encode(key_for(seed, step, Purpose.ENCODE), batch["image"])
+        return {
+            "x0": x0,
+            "noise": jax.random.normal(key_for(seed, step, Purpose.NOISE), x0.shape),
+            "t": process.sample_time(key_for(seed, step, Purpose.TIME), len(x0)),
+            "condition": {"label": batch["label"]},
+        }
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with use_layout(layout):
+            example = draw(state.step, batch)
+            key = key_for(seed, state.step, Purpose.DROPOUT)
+            (loss, metrics), grads = _accumulate(gradient, state.params, example, key, accumulation)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = {decay: _average(float(decay), tree, params) for decay, tree in state.ema.items()}
+        metrics |= {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "update_norm": optax.global_norm(updates),
+            "param_norm": optax.global_norm(params),
+        }
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return step
+
+
+def _accumulate(gradient, params: Any, example: dict[str, Any], key: jax.Array, parts: int):
+    """Averages value and gradient over equal parts of the batch, one after another."""
+    if parts == 1:
+        return gradient(params, example, key)
+
+    def cut(x: jax.Array) -> jax.Array:
+        # Part i takes rows i, i + parts, ...: every device keeps its own rows.
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def body(total: Any, scanned: Any) -> tuple[Any, None]:
+        number, part = scanned
+        value = gradient(params, part, jax.random.fold_in(key, number))
+        return jax.tree.map(jnp.add, total, value), None
+
+    cut_example = jax.tree.map(cut, example)
+    first = jax.tree.map(lambda x: x[0], cut_example)
+    zero = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, first, key)
+    )
+    total = jax.lax.scan(body, zero, (jnp.arange(parts), cut_example))[0]
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def _average(decay: float, average: Any, params: Any) -> Any:
+    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
