@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from dit_jax.version import VERSION
+
 # Imported when first used, so that `import dit_jax` and `--help` stay quick.
 _EXPORTS = {
     "Experiment": "dit_jax.experiment",
@@ -15,7 +17,7 @@ _EXPORTS = {
 }
 
 __all__ = sorted(_EXPORTS)
-__version__ = "0.1.0"
+__version__ = VERSION
 
 
 def __getattr__(name: str) -> Any:

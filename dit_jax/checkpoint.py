@@ -137,7 +137,9 @@ def newest(folder: str) -> tuple[Checkpoints, int]:
         return Checkpoints(str(path.parent.parent)), int(path.name)
     if (path / FOLDER).is_dir() and (steps := (found := Checkpoints(str(path))).steps()):
         return found, steps[-1]
-    raise InputError(f"'{folder}' holds no checkpoint: give a run folder, or one of its checkpoints")
+    raise InputError(
+        f"'{folder}' holds no checkpoint: give a run folder, or one of its checkpoints"
+    )
 
 
 def ema_item(decay: float) -> str:
@@ -170,10 +172,11 @@ class _SaveErrors:
 
     def __exit__(self, kind, error, traceback) -> None:
         if isinstance(error, Exception):
-            steps = Checkpoints(str(self._checkpoints.folder.parent)).steps()
-            safe = f"{self._checkpoints.folder / str(steps[-1])} is safe" if steps else "none is saved"
+            folder = self._checkpoints.folder
+            steps = Checkpoints(str(folder.parent)).steps()
+            safe = f"{folder / str(steps[-1])} is safe" if steps else "none was saved before"
             reason = str(error).splitlines()[0] if str(error) else kind.__name__
             raise TrainingError(
-                f"a checkpoint could not be saved under {self._checkpoints.folder} ({reason}); "
+                f"a checkpoint could not be saved under {folder} ({reason}); "
                 f"{safe}: free some space and run the same command again"
             ) from error

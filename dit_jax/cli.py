@@ -49,8 +49,11 @@ def parse_experiment(args: Sequence[str], default_config: str) -> Experiment:
     if rest and not rest[0].startswith("-"):
         config = rest.pop(0)
     return tyro.cli(
-        Experiment, default=load_config(config), args=rest, prog=f"train.py {config}", description=
-        f"Options and defaults of {config}. Other classes are chosen in the file itself.",
+        Experiment,
+        default=load_config(config),
+        args=rest,
+        prog=f"train.py {config}",
+        description=f"Options and defaults of {config}. Other classes are chosen in the file itself.",
     )
 
 

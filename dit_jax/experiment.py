@@ -118,7 +118,7 @@ class Experiment:
                 f"--model.num-classes {found}, or 0 for an unconditional model"
             )
         if isinstance(self.sampling.guidance, ClassifierFree) and not classes:
-            raise InputError("an unconditional model has nothing to guide: set sampling.guidance=None")
+            raise InputError("an unconditional model has nothing to guide: set guidance=None")
         if self.run.sample_every and not self.latents.decodes:
             raise InputError(
                 f"{type(self.latents).__name__} cannot draw sample grids: set --run.sample-every 0"
@@ -156,7 +156,9 @@ def _check_numbers(experiment: Experiment) -> None:
             f"{training.batch_size}"
         )
     if not training.ema or not all(0 <= decay < 1 for decay in training.ema):
-        raise InputError(f"--training.ema {training.ema}: decays lie in [0, 1), at least one of them")
+        raise InputError(
+            f"--training.ema {training.ema}: decays lie in [0, 1), at least one of them"
+        )
 
 
 def _refuse_shared_modules(experiment: Experiment) -> None:

@@ -53,7 +53,9 @@ def find_preset(name: str) -> Preset:
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, 1, cutoff=0)
-        raise InputError(f"no preset '{name}': perhaps '{near[0]}'; `python -m dit_jax models` lists all")
+        raise InputError(
+            f"no preset '{name}': perhaps '{near[0]}'; `python -m dit_jax models` lists all"
+        )
     return PRESETS[name]
 
 

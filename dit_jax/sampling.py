@@ -62,8 +62,18 @@ def sample(
       InputError: a label outside the classes, or parts that do not fit.
     """
     labels = check_labels(labels, run.model.num_classes)
-    options = dict(seed=seed, solver=solver, guidance=guidance, weak=weak, decode=decode, mesh=mesh)
-    return np.concatenate(list(sample_batches(run, labels, batch_size or len(labels), **options)))
+    batches = sample_batches(
+        run,
+        labels,
+        batch_size or len(labels),
+        seed=seed,
+        solver=solver,
+        guidance=guidance,
+        weak=weak,
+        decode=decode,
+        mesh=mesh,
+    )
+    return np.concatenate(list(batches))
 
 
 def sample_batches(
@@ -181,7 +191,5 @@ def _generate(
         denoise = guidance(denoise, make_denoiser(weak_model, process, params[1]))
     elif guidance is not None:
         denoise = guidance(denoise, model.null_condition)
-    x = sample_loop(
-        process, solver, denoise, {"label": labels}, sample_keys(seed, indices), shape
-    )
+    x = sample_loop(process, solver, denoise, {"label": labels}, sample_keys(seed, indices), shape)
     return x if latents is None else to_uint8(latents.decode(x))

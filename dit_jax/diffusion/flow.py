@@ -47,16 +47,13 @@ class Flow(Process):
         return (0.0, 1.0) if self.prediction == "velocity" else (1e-3, 1 - 1e-3)
 
     def sample_time(self, key, batch):
-        """See `Process`."""
         start, stop = self.interval(training=True)
         return start + (stop - start) * shift_time(self.time(key, batch), self.shift)
 
     def coefficients(self, t):
-        """See `Process`."""
         return self.path(t)
 
     def model_time(self, t):
-        """See `Process`."""
         return 1 - t if self.data_time == 1 else t
 
     def grid(self, steps: int, stop: float = 0.0) -> jax.Array:
@@ -65,11 +62,9 @@ class Flow(Process):
         return shift_time(jnp.linspace(high, max(low, stop), steps + 1), self.shift)
 
     def estimate(self, x, t, output) -> Estimate:
-        """See `Process`."""
         return estimate(self.prediction, self._signed(x, output), x, self.path(expand(t, x)))
 
     def loss(self, output, x0, noise, t):
-        """See `Process`."""
         c = self.path(expand(t, x0))
         prediction = self._signed(x0, output)
         if self.prediction == "velocity":

@@ -42,7 +42,7 @@ class Gaussian(Process):
     """q(x_i | x_0) = N(sqrt(abar_i) x0, 1 - abar_i) for i = 0..steps - 1, 0 the least noise.
 
     The noise is predicted. Library time is t = i / steps, and the model is told i. Betas are linear
-    from 1e-4 to 0.02 (DDPM, arXiv 2006.11239), for 1000 steps, and scaled for other numbers of them.
+    from 1e-4 to 0.02 (DDPM, arXiv 2006.11239), for 1000 steps, and scaled for other numbers.
 
     Attributes:
       steps: number of noise levels.
@@ -58,11 +58,9 @@ class Gaussian(Process):
             raise InputError(f"a Gaussian process of {self.steps} steps has betas over 1: use > 20")
 
     def output_channels(self, channels):
-        """See `Process`."""
         return 2 * channels if self.variance == "learned_range" else channels
 
     def sample_time(self, key, batch):
-        """See `Process`."""
         return jax.random.randint(key, (batch,), 0, self.steps) / self.steps
 
     def index(self, t: jax.Array) -> jax.Array:
@@ -70,16 +68,13 @@ class Gaussian(Process):
         return jnp.round(jnp.asarray(t) * self.steps).astype(jnp.int32)
 
     def model_time(self, t):
-        """See `Process`."""
         return self.index(t).astype(jnp.float32)
 
     def coefficients(self, t):
-        """See `Process`."""
         row = self._rows(t)
         return Coefficients(row.alpha, row.sigma)
 
     def estimate(self, x, t, output) -> Estimate:
-        """See `Process`."""
         return estimate("noise", output[..., : x.shape[-1]], x, self.coefficients(expand(t, x)))
 
     def loss(self, output, x0, noise, t):

@@ -34,11 +34,9 @@ class Linear(Interpolant):
     """alpha = 1 - t, sigma = t: the straight path of rectified flow."""
 
     def __call__(self, t):
-        """See `Interpolant`."""
         return Coefficients(1 - t, t, -jnp.ones_like(t), jnp.ones_like(t))
 
     def drift_diffusion(self, t):
-        """See `Interpolant`."""
         return t / (1 - t)
 
 
@@ -47,13 +45,11 @@ class GVP(Interpolant):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2): the generalised variance-preserving path."""
 
     def __call__(self, t):
-        """See `Interpolant`."""
         half_pi = jnp.pi / 2
         cos, sin = jnp.cos(half_pi * t), jnp.sin(half_pi * t)
         return Coefficients(cos, sin, -half_pi * sin, half_pi * cos)
 
     def drift_diffusion(self, t):
-        """See `Interpolant`."""
         return jnp.pi / 2 * jnp.tan(jnp.pi / 2 * t)
 
 
@@ -68,7 +64,6 @@ class VP(Interpolant):
         return self.BETA_MIN + t * (self.BETA_MAX - self.BETA_MIN)
 
     def __call__(self, t):
-        """See `Interpolant`."""
         log_alpha = -(t**2) * (self.BETA_MAX - self.BETA_MIN) / 4 - t * self.BETA_MIN / 2
         d_log_alpha = -self._beta(t) / 2
         alpha = jnp.exp(log_alpha)
@@ -78,5 +73,4 @@ class VP(Interpolant):
         return Coefficients(alpha, sigma, alpha * d_log_alpha, d_sigma)
 
     def drift_diffusion(self, t):
-        """See `Interpolant`."""
         return self._beta(t) / 2

@@ -43,5 +43,3 @@ def sample_loop(
     pairs = jax.vmap(jax.random.split)(keys)
     x = jax.vmap(lambda key: jax.random.normal(key, shape))(pairs[:, 0])
     return solver(process, denoise, x, condition, pairs[:, 1])
-
-

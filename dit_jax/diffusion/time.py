@@ -20,7 +20,6 @@ class Uniform(TimeSampler):
     """All times equally often."""
 
     def __call__(self, key, batch):
-        """See `TimeSampler`."""
         return jax.random.uniform(key, (batch,))
 
 
@@ -37,10 +36,9 @@ class LogitNormal(TimeSampler):
     std: float = 1.0
 
     def __call__(self, key, batch):
-        """See `TimeSampler`."""
         return jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (batch,)))
 
 
 def shift_time(t: jax.Array, shift: float) -> jax.Array:
-    """Moves times towards noise for `shift` > 1, keeping 0 and 1 (SD3, arXiv 2403.03206, eq. 23)."""
+    """Moves times towards noise for `shift` > 1, keeping both ends (arXiv 2403.03206, eq. 23)."""
     return shift * t / (1 + (shift - 1) * t)

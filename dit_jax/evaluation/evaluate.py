@@ -20,6 +20,7 @@ from dit_jax.images import save_grid
 from dit_jax.run import Run
 from dit_jax.sampling import choose_guidance, sample_batches
 
+
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What was measured, and the protocol that makes the numbers mean something.
@@ -105,9 +106,7 @@ def _generate_to_file(
     guidance: Guidance | None,
 ) -> np.ndarray:
     """Streams samples to a memory-mapped file, so that no host holds them all."""
-    batches = sample_batches(
-        run, labels, options.batch_size, seed=options.seed, guidance=guidance
-    )
+    batches = sample_batches(run, labels, options.batch_size, seed=options.seed, guidance=guidance)
     images = None
     done = 0
     with rich.progress.Progress() as progress:
@@ -124,9 +123,11 @@ def _generate_to_file(
 
 
 def _save_npz(path: pathlib.Path, images: np.ndarray) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array(file, images)
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array(file, images)
 
 
 def _protocol(run: Run, options: Evaluation, guidance: Guidance | None) -> dict[str, Any]:

@@ -46,7 +46,6 @@ class SmallClassifier(Judge):
     epochs: int = 30
 
     def fit(self, real):
-        """See `Judge`."""
         from sklearn.neural_network import MLPClassifier
 
         images, labels = stack(real)

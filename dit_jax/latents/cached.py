@@ -24,11 +24,9 @@ class CachedVAE(Latents):
 
     @property
     def decodes(self):
-        """See `Latents`."""
         return False
 
     def shape(self, source):
-        """See `Latents`."""
         height, width, channels = source
         if channels % 2:
             raise InputError(
@@ -38,7 +36,6 @@ class CachedVAE(Latents):
         return height, width, channels // 2
 
     def encode(self, key, images):
-        """See `Latents`."""
         mean, log_variance = jnp.split(images.astype(jnp.float32), 2, axis=-1)
         std = jnp.exp(jnp.clip(log_variance, -30, 20) / 2)
         return self.scale * (mean + std * jax.random.normal(key, mean.shape))

@@ -13,18 +13,14 @@ class Pixels(Latents):
 
     @property
     def decodes(self):
-        """See `Latents`."""
         return True
 
     def shape(self, source):
-        """See `Latents`."""
         return source
 
     def encode(self, key, images):
-        """See `Latents`."""
         del key
         return images.astype(jnp.float32) / 127.5 - 1
 
     def decode(self, x):
-        """See `Latents`."""
         return x

@@ -118,7 +118,7 @@ def use_layout(layout: Layout) -> Iterator[None]:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Lays an activation out by the logical names of its axes; the identity outside `use_layout`."""
+    """Lays an activation out by its axes' logical names; the identity outside `use_layout`."""
     layout = _layout.get()
     if layout is None:
         return x

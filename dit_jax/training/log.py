@@ -5,7 +5,6 @@ import logging
 import os
 import pathlib
 import time
-from typing import Any
 
 import rich.console
 import rich.logging
@@ -34,7 +33,8 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         self._images_per_step = images_per_step
-        self._file = _open_for_append(folder / "log.jsonl")
+        _drop_torn_line(folder / "log.jsonl")
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._mark = (time.perf_counter(), start)
         self._progress = rich.progress.Progress(
@@ -80,15 +80,7 @@ class RunLog:
         self._board.close()
 
 
-def _open_for_append(path: pathlib.Path) -> Any:
-    """Opens a JSONL file at its end, without the torn line that a killed process may have left."""
-    file = open(path, "a+b")
-    size = file.tell()
-    while size:
-        file.seek(size - 1)
-        if file.read(1) == b"\n":
-            break
-        size -= 1
-    os.truncate(path, size)
-    file.close()
-    return open(path, "a", encoding="utf-8")
+def _drop_torn_line(path: pathlib.Path) -> None:
+    """Cuts off the half-written last line that a killed process may have left."""
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)

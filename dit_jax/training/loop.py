@@ -216,11 +216,10 @@ class _Meter:
         checkpoints = self._trainer.checkpoints
         checkpoints.wait()
         saved = checkpoints.steps()
-        good = f"the last good checkpoint is {checkpoints.folder / str(saved[-1])}"
+        good = checkpoints.folder / str(saved[-1]) if saved else "none"
         raise TrainingError(
-            f"{broken[0]} is not a finite number at step {step}; "
-            f"{good if saved else 'no checkpoint had been saved'}: lower --optimizer.learning-rate, "
-            f"set --optimizer.clip-norm 1, or compute in float32"
+            f"{broken[0]} is not a finite number at step {step} (last good checkpoint: {good}): "
+            f"lower --optimizer.learning-rate, set --optimizer.clip-norm 1, or compute in float32"
         )
 
 

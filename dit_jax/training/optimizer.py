@@ -34,7 +34,6 @@ class Constant(Schedule):
     """One rate throughout."""
 
     def after_warmup(self, peak, steps):
-        """See `Schedule`."""
         return optax.constant_schedule(peak)
 
 
@@ -49,7 +48,6 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def after_warmup(self, peak, steps):
-        """See `Schedule`."""
         return optax.cosine_decay_schedule(peak, steps, alpha=self.final)
 
 
@@ -96,7 +94,6 @@ class AdamW(Optimizer):
     weight_decay: float = 0.0
 
     def transformation(self, learning_rate):
-        """See `Optimizer`."""
         return optax.adamw(
             learning_rate, self.b1, self.b2, eps=self.eps, weight_decay=self.weight_decay
         )

@@ -46,7 +46,7 @@ def state_shardings(
         params,
         transform_non_params=lambda _: layout.replicated,
     )
-    return TrainState(layout.replicated, params, moments, {d: params for d in abstract.ema})
+    return TrainState(layout.replicated, params, moments, dict.fromkeys(abstract.ema, params))
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:

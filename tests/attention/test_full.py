@@ -1,6 +1,6 @@
 import jax
-import jax.test_util
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 
@@ -9,7 +9,9 @@ from dit_jax.attention import Full
 
 def qkv(batch=2, tokens=6, heads=3, width=4, seed=0, scale=1.0):
     rng = np.random.default_rng(seed)
-    return [(scale * rng.normal(size=(batch, tokens, heads, width))).astype(np.float32) for _ in "qkv"]
+    return [
+        (scale * rng.normal(size=(batch, tokens, heads, width))).astype(np.float32) for _ in "qkv"
+    ]
 
 
 def naive(q, k, v):

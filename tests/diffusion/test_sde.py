@@ -7,6 +7,7 @@ from diffusion_helpers import (
     STD,
     exact_denoiser,
     jax_model,
+    jit,
     relative_error,
     start,
     step_noises,
@@ -19,10 +20,11 @@ from dit_jax.errors import InputError
 
 PATHS = {"linear": Linear(), "gvp": GVP(), "vp": VP()}
 STEPS = 8
+SLOW = pytest.mark.slow
 
 
 def run(process, solver, denoise, x, keys):
-    return jax.jit(lambda x, keys: solver(process, denoise, x, {}, keys))(x, keys)
+    return jit(lambda x, keys: solver(process, denoise, x, {}, keys))(x, keys)
 
 
 def sit_samples(process, solver, x, keys):
@@ -126,18 +128,20 @@ def test_the_clock_of_the_model_does_not_change_the_samples(solver):
         ("linear", "velocity", EulerMaruyama(250)),
         ("linear", "velocity", HeunSDE(100)),
         ("linear", "velocity", EulerMaruyama(250, "sbdm")),
-        ("linear", "velocity", EulerMaruyama(250, "constant", last_step="tweedie")),
-        ("linear", "velocity", HeunSDE(100, "linear", last_step="euler")),
-        ("linear", "velocity", EulerMaruyama(250, "decreasing")),
+        pytest.param(
+            "linear", "velocity", EulerMaruyama(250, "constant", last_step="tweedie"), marks=SLOW
+        ),
+        pytest.param("linear", "velocity", HeunSDE(100, "linear", last_step="euler"), marks=SLOW),
+        pytest.param("linear", "velocity", EulerMaruyama(250, "decreasing"), marks=SLOW),
         ("linear", "velocity", EulerMaruyama(250, "sin", last_step="none")),
         ("linear", "noise", EulerMaruyama(250)),
-        ("linear", "x0", EulerMaruyama(250)),
-        ("linear", "score", HeunSDE(100)),
+        pytest.param("linear", "x0", EulerMaruyama(250), marks=SLOW),
+        pytest.param("linear", "score", HeunSDE(100), marks=SLOW),
         ("gvp", "velocity", EulerMaruyama(250)),
-        ("gvp", "score", HeunSDE(100)),
-        ("vp", "velocity", EulerMaruyama(400)),
-        ("vp", "noise", HeunSDE(250, "sbdm")),
-        ("vp", "x0", EulerMaruyama(400)),
+        pytest.param("gvp", "score", HeunSDE(100), marks=SLOW),
+        pytest.param("vp", "velocity", EulerMaruyama(400, last_step_size=0.01), marks=SLOW),
+        ("vp", "noise", HeunSDE(250, "sbdm", last_step_size=0.01)),
+        pytest.param("vp", "x0", EulerMaruyama(400, last_step_size=0.01), marks=SLOW),
     ],
 )
 def test_gaussian_data_comes_out_with_its_mean_and_std(name, prediction, solver):
@@ -146,7 +150,7 @@ def test_gaussian_data_comes_out_with_its_mean_and_std(name, prediction, solver)
     x, keys = start(batch=64, size=(16, 16), channels=1)
     samples = run(process, solver, exact_denoiser(process), x, keys)
     # 16384 draws: the mean varies by 0.004 and the std by 0.6 %. The last step is noiseless, which
-    # costs the std up to 1 %, as do the coarse steps.
+    # costs the std up to 1 % (more for VP, whose sigma rises fast), as do the coarse steps.
     assert samples.mean() == pytest.approx(MEAN, abs=0.02)
     assert samples.std() == pytest.approx(STD, rel=0.04)
 

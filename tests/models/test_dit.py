@@ -7,6 +7,7 @@ import pytest
 
 from dit_jax.errors import InputError
 from dit_jax.models import DiT
+from dit_jax.presets import create_model
 
 SMALL = DiT(patch=2, hidden=32, depth=2, heads=4, num_classes=10)
 
@@ -71,15 +72,19 @@ def train_forward():
 
 
 @pytest.mark.parametrize("patch", [2, 4, 8])
-@pytest.mark.parametrize("name", PRESETS)
-def test_parameter_count_is_the_papers(name, patch):
-    depth, hidden, heads, counts = PRESETS[name]
-    params = abstract_params(DiT(patch=patch, depth=depth, hidden=hidden, heads=heads))
+@pytest.mark.parametrize("size", PRESETS)
+def test_a_presets_parameter_count_is_the_papers(size, patch):
+    depth, hidden, heads, counts = PRESETS[size]
+    model = create_model(f"DiT-{size}/{patch}")
+    assert (model.depth, model.hidden, model.heads) == (depth, hidden, heads)
     table = (32 // patch) ** 2 * hidden
-    assert count(params) + table == counts[patch]
+    assert model.frozen_parameters((32, 32, 4)) == table
+    assert count(abstract_params(model)) + table == counts[patch]
+    assert create_model(f"SiT-{size}/{patch}") == model
 
 
 def test_the_defaults_are_xl_2_and_its_count_at_512_pixels():
+    assert DiT() == create_model("DiT-XL/2")
     assert count(abstract_params(DiT(), size=64)) + 32**2 * 1152 == 676_014_368
 
 
@@ -101,9 +106,7 @@ def test_parameters_are_float32_and_stacked_over_depth():
         (2, (8, 8), 4, 4, True, 1000, 1e-4),
     ],
 )
-def test_equals_the_pytorch_twin(
-    patch, size, heads, channels, learn_sigma, latest, tolerance
-):
+def test_equals_the_pytorch_twin(patch, size, heads, channels, learn_sigma, latest, tolerance):
     torch = pytest.importorskip("torch")
     from torch_twins import dit, to_jax
 

@@ -31,7 +31,6 @@ class _Discrete(Solver):
         """Moves `x` to the kept index before, given the model's output and fresh noise."""
 
     def __call__(self, process, denoise, x, condition, keys):
-        """See `Solver`."""
         self.check(process)
         table = process.transitions(respace(process.steps, self.steps))
         table = Transition(*(column[::-1] for column in table))
@@ -50,7 +49,6 @@ class DDPM(_Discrete):
     """Ancestral sampling (DDPM, arXiv 2006.11239, algorithm 2), the sampler of DiT's numbers."""
 
     def step(self, process, x, output, row, noise):
-        """See `_Discrete`."""
         mean, log_variance = process.reverse(x, output, row)
         # The last step, to data, is the mean itself.
         return mean + jnp.where(row.alpha_before < 1, jnp.exp(log_variance / 2) * noise, 0)
@@ -68,7 +66,6 @@ class DDIM(_Discrete):
     eta: float = 0.0
 
     def step(self, process, x, output, row, noise):
-        """See `_Discrete`."""
         epsilon = output[..., : x.shape[-1]]
         x0 = (x - row.sigma * epsilon) / row.alpha
         variance_before = 1 - row.alpha_before**2

@@ -26,7 +26,6 @@ class _FixedGrid(Solver):
         """Moves `x` from t to t + dt (dt < 0), given velocity(x, t)."""
 
     def __call__(self, process, denoise, x, condition, keys):
-        """See `Solver`."""
         self.check(process)
         grid = process.grid(self.steps)
 
@@ -45,7 +44,6 @@ class Euler(_FixedGrid):
     """First order: one evaluation a step."""
 
     def step(self, velocity, x, t, dt):
-        """See `_FixedGrid`."""
         return x + dt * velocity(x, t)
 
 
@@ -54,7 +52,6 @@ class Heun(_FixedGrid):
     """Second order: two evaluations a step."""
 
     def step(self, velocity, x, t, dt):
-        """See `_FixedGrid`."""
         first = velocity(x, t)
         second = velocity(x + dt * first, t + dt)
         return x + dt / 2 * (first + second)
@@ -76,7 +73,6 @@ class Dopri5(Solver):
     max_steps: int = 4096
 
     def __call__(self, process, denoise, x, condition, keys):
-        """See `Solver`."""
         import diffrax
 
         self.check(process)

@@ -20,7 +20,7 @@ Diffusion = Literal["sbdm", "sigma", "linear", "constant", "decreasing", "sin"]
 LastStep = Literal["mean", "euler", "tweedie", "none"]
 Drift = Callable[[jax.Array, jax.Array], jax.Array]
 
-# The "sbdm" diffusion of Linear and GVP is infinite at pure noise: the grid starts just short of it.
+# The "sbdm" diffusion of Linear and GVP is infinite at pure noise: start just short of it.
 _SBDM_START = 1 - 1e-3
 
 
@@ -50,7 +50,6 @@ class _SDE(Solver):
         """Moves `x` from t to t - h; `noise` is already scaled."""
 
     def __call__(self, process, denoise, x, condition, keys):
-        """See `Solver`."""
         self.check(process)
         stop = 0.0 if self.last_step == "none" else self.last_step_size
         grid = process.grid(self.steps - 1, stop)
@@ -96,7 +95,6 @@ class EulerMaruyama(_SDE):
     """First order; SiT's published numbers use it."""
 
     def step(self, drift, x, t, h, noise):
-        """See `_SDE`."""
         return x + h * drift(x, t) + noise
 
 
@@ -105,7 +103,6 @@ class HeunSDE(_SDE):
     """Second order in the drift: the noise is added first (Karras et al., arXiv 2206.00364)."""
 
     def step(self, drift, x, t, h, noise):
-        """See `_SDE`."""
         x = x + noise
         first = drift(x, t)
         second = drift(x + h * first, t - h)

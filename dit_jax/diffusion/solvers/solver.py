@@ -50,5 +50,5 @@ class Solver(abc.ABC):
 
 
 def normal_like(keys: jax.Array, x: jax.Array, step: jax.Array | int) -> jax.Array:
-    """Draws standard normal noise shaped as `x`, sample i from its own key and the step's number."""
+    """Draws normal noise shaped as `x`, each sample from its own key and the step's number."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), x.shape[1:]))(keys)

@@ -1,0 +1,53 @@
+# make train       a virtual environment, the requirements, and the two-minute demo
+# make test        the quick tests        make test-all     the slow ones too
+# make lint        ruff and the import rules
+# make test-newest the quick tests on the newest Python at hand with the newest JAX, without torch
+
+PYTHON ?= python3
+VENV ?= .venv
+NEWEST_VENV ?= .venv-newest
+NEWEST_PYTHON ?= $(shell sh tools/newest_python.sh)
+# PyTorch is the judge of conversions and twins; CPU wheels of this version are widely at hand.
+TORCH ?= torch==2.13.0
+PYTEST = -m pytest -n 2 --dist worksteal
+
+.PHONY: train test test-all test-newest lint clean
+
+train: $(VENV)/.runtime
+	$(VENV)/bin/python train.py configs/digits.py
+
+test: $(VENV)/.test
+	$(VENV)/bin/python $(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.test
+	$(VENV)/bin/python $(PYTEST)
+
+test-newest: $(NEWEST_VENV)/.newest
+	$(NEWEST_VENV)/bin/python $(PYTEST) -m "not slow"
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install -q -r requirements.txt
+	touch $@
+
+$(VENV)/.test: $(VENV)/.runtime pyproject.toml
+	$(VENV)/bin/python -m pip install -q $(TORCH)
+	$(VENV)/bin/python -m pip install -q -e ".[test]"
+	touch $@
+
+$(NEWEST_VENV)/.newest: requirements.txt pyproject.toml
+	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or newer found: set NEWEST_PYTHON"; exit 1; }
+	$(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python -m pip install -q --upgrade -r requirements.txt
+	$(NEWEST_VENV)/bin/python -m pip install -q -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(NEWEST_VENV) .cache build *.egg-info
