@@ -28,7 +28,7 @@ def main(
       out: where to write; RUN/evaluation by default.
     """
     with cli.one_line_errors():
-        cli.quiet_dependencies()
+        cli.setup_logging()
         from dit_jax.evaluation.evaluate import evaluate
         from dit_jax.run import load
 

@@ -15,7 +15,7 @@ def main() -> None:
     """Trains the experiment of the command line, then evaluates it."""
     with cli.one_line_errors():
         experiment = cli.parse_experiment(sys.argv[1:], "configs/digits.py")
-        cli.quiet_dependencies()
+        cli.setup_logging()
         from dit_jax.evaluation.evaluate import evaluate
         from dit_jax.training.loop import train
 

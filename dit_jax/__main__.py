@@ -44,7 +44,7 @@ def models() -> None:
 
 def main() -> None:
     """Runs the command that is asked for."""
-    cli.quiet_dependencies()
+    cli.setup_logging()
     with cli.one_line_errors():
         tyro.extras.subcommand_cli_from_dict(
             {"models": models, "sample": sample}, prog="python -m dit_jax"

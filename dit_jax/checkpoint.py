@@ -126,6 +126,12 @@ class Checkpoints:
             self._manager.reload()
 
 
+def has_checkpoints(run_folder: epath.PathLike) -> bool:
+    """Whether a run folder holds at least one complete checkpoint."""
+    path = epath.Path(run_folder) / FOLDER
+    return path.is_dir() and bool(Checkpoints(str(run_folder)).steps())
+
+
 def newest(folder: str) -> tuple[Checkpoints, int]:
     """Finds the newest checkpoint of a run folder, or the one that `folder` itself is.
 
@@ -135,8 +141,9 @@ def newest(folder: str) -> tuple[Checkpoints, int]:
     path = pathlib.Path(folder).expanduser()
     if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
         return Checkpoints(str(path.parent.parent)), int(path.name)
-    if (path / FOLDER).is_dir() and (steps := (found := Checkpoints(str(path))).steps()):
-        return found, steps[-1]
+    if has_checkpoints(path):
+        found = Checkpoints(str(path))
+        return found, found.steps()[-1]
     raise InputError(
         f"'{folder}' holds no checkpoint: give a run folder, or one of its checkpoints"
     )

@@ -7,6 +7,8 @@ import runpy
 import sys
 from collections.abc import Iterator, Sequence
 
+import rich
+import rich.logging
 import tyro
 
 from dit_jax.errors import DitJaxError, InputError
@@ -53,11 +55,21 @@ def parse_experiment(args: Sequence[str], default_config: str) -> Experiment:
         default=load_config(config),
         args=rest,
         prog=f"train.py {config}",
-        description=f"Options and defaults of {config}. Other classes are chosen in the file itself.",
+        description=f"Options and defaults of {config}; classes are chosen in the file.",
     )
 
 
-def quiet_dependencies() -> None:
-    """Keeps chatty libraries from writing over the progress bar."""
+def setup_logging() -> None:
+    """Prints dit_jax's own log lines, above a progress bar, and keeps chatty libraries silent."""
     for name in ("orbax", "absl", "jax", "grain"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        # What goes wrong in their threads is raised again in ours, and reported in one line.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    console = rich.get_console()
+    handler = logging.StreamHandler(sys.stdout)  # Unlike rich, it does not wrap lines in a file.
+    if console.is_terminal:
+        handler = rich.logging.RichHandler(
+            console=console, show_path=False, show_time=False, show_level=False
+        )
+    logger = logging.getLogger("dit_jax")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)

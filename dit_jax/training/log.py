@@ -6,23 +6,10 @@ import os
 import pathlib
 import time
 
-import rich.console
-import rich.logging
+import rich
 import rich.progress
 
 Values = dict[str, float]
-
-
-def setup_logging() -> rich.console.Console:
-    """Sends dit_jax's log lines to the terminal, above a progress bar, and returns the console."""
-    console = rich.console.Console()
-    handler = rich.logging.RichHandler(
-        console=console, show_path=False, show_time=False, show_level=False, markup=False
-    )
-    logger = logging.getLogger("dit_jax")
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
-    return console
 
 
 class RunLog:
@@ -45,7 +32,7 @@ class RunLog:
             "{task.fields[speed]} images/s",
             "ETA",
             rich.progress.TimeRemainingColumn(),
-            console=setup_logging(),
+            console=rich.get_console(),
         )
         self._task = self._progress.add_task(
             "training", total=steps, completed=start, loss="-", speed="-"

@@ -1,5 +1,6 @@
 """The training loop: an experiment in, a run folder out."""
 
+import functools
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 
 from dit_jax import serialization
-from dit_jax.checkpoint import Checkpoints
+from dit_jax.checkpoint import Checkpoints, has_checkpoints
 from dit_jax.data import batches, to_device
 from dit_jax.errors import InputError, TrainingError
 from dit_jax.experiment import Experiment, trajectory_differences
@@ -52,7 +53,7 @@ class Trainer:
             str(self.folder), experiment.run.keep, experiment.run.keep_every
         )
         self.optimizer = experiment.optimizer.build(training.steps)
-        self.abstract = jax.eval_shape(self._fresh)
+        self.abstract = abstract_state(experiment)
         self.shardings = state_shardings(self.layout, self.optimizer, self.abstract)
         self.step = self._compile()
 
@@ -61,11 +62,14 @@ class Trainer:
         restored = self.checkpoints.restore_newest(with_shardings(self.abstract, self.shardings))
         if restored is not None:
             return restored
-        state = jax.jit(self._fresh, out_shardings=self.shardings)()
+        state = jax.jit(lambda: fresh_state(self.experiment), out_shardings=self.shardings)()
         if self.experiment.init_from is None:
             return state
         params = warm_start(self.experiment.init_from, state.params)
-        return jax.jit(self._around, out_shardings=self.shardings)(params)
+        build = functools.partial(
+            new_state, optimizer=self.optimizer, decays=self.experiment.training.ema
+        )
+        return jax.jit(build, out_shardings=self.shardings)(params)
 
     def batches(self, start: int) -> Iterator[Batch]:
         """The batches from step `start` on, on the devices."""
@@ -89,14 +93,6 @@ class Trainer:
         e = self.experiment
         return Run(e, self.shape, step, state.ema[str(e.training.ema[0])])
 
-    def _fresh(self) -> TrainState:
-        _, *inputs = example_inputs(self.shape)
-        key = key_for(self.experiment.training.seed, 0, Purpose.INIT)
-        return self._around(self.experiment.model.init(key, *inputs)["params"])
-
-    def _around(self, params: Any) -> TrainState:
-        return new_state(params, self.optimizer, self.experiment.training.ema)
-
     def _compile(self) -> Step:
         e = self.experiment
         step = make_step(
@@ -114,6 +110,19 @@ class Trainer:
             out_shardings=(self.shardings, self.layout.replicated),
             donate_argnums=0,
         )
+
+
+def fresh_state(experiment: Experiment) -> TrainState:
+    """Builds the state before the first step."""
+    training = experiment.training
+    _, *inputs = example_inputs(experiment.shape)
+    params = experiment.model.init(key_for(training.seed, 0, Purpose.INIT), *inputs)["params"]
+    return new_state(params, experiment.optimizer.build(training.steps), training.ema)
+
+
+def abstract_state(experiment: Experiment) -> TrainState:
+    """Shapes and dtypes of the training state; computes nothing."""
+    return jax.eval_shape(lambda: fresh_state(experiment))
 
 
 def train(experiment: Experiment) -> Run:
@@ -251,6 +260,16 @@ def claim_folder(experiment: Experiment) -> pathlib.Path:
             raise InputError(
                 f"'{folder}' holds a run of another configuration ({'; '.join(changed)}): choose "
                 f"another --run.dir, or pass --run.allow-changes"
+            )
+        if (
+            changed
+            and abstract_state(old) != abstract_state(experiment)
+            and has_checkpoints(folder)
+        ):
+            raise InputError(
+                f"the checkpoints of '{folder}' are of another model or optimizer "
+                f"({'; '.join(changed)}): choose another --run.dir, and --init-from {folder} to "
+                f"start from its parameters"
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)

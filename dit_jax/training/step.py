@@ -79,9 +79,9 @@ def make_step(
         ema = {decay: _average(float(decay), tree, params) for decay, tree in state.ema.items()}
         metrics |= {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
-            "update_norm": optax.global_norm(updates),
-            "param_norm": optax.global_norm(params),
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
         }
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 

@@ -2,7 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from diffusion_helpers import (
+
+from dit_jax.diffusion import DDIM, DDPM, Flow, Gaussian
+from dit_jax.diffusion.respacing import respace
+from dit_jax.errors import InputError
+from tests.diffusion.diffusion_helpers import (
     MEAN,
     STD,
     jax_model,
@@ -13,10 +17,6 @@ from diffusion_helpers import (
     to_nchw,
     torch_model,
 )
-
-from dit_jax.diffusion import DDIM, DDPM, Flow, Gaussian
-from dit_jax.diffusion.respacing import respace
-from dit_jax.errors import InputError
 
 
 def run(process, solver, denoise, x, keys, condition=None):
@@ -32,7 +32,7 @@ def denoiser(process, channels=4):
 @pytest.fixture(scope="module")
 def twin():
     pytest.importorskip("torch")
-    from torch_twins.gaussian_diffusion import GaussianDiffusion
+    from tests.torch_twins.gaussian_diffusion import GaussianDiffusion
 
     return GaussianDiffusion
 

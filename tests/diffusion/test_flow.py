@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from diffusion_helpers import marginal, relative_error, to_nchw
 
 from dit_jax.diffusion import GVP, VP, Flow, Linear
+from tests.diffusion.diffusion_helpers import marginal, relative_error, to_nchw
 
 PATHS = {"linear": Linear(), "gvp": GVP(), "vp": VP()}
 PREDICTIONS = ("velocity", "x0", "noise", "score")
@@ -30,7 +30,7 @@ def truth(process, x0, noise, t):
 @pytest.mark.parametrize("name", PATHS)
 def test_corrupt_equals_the_twin(name):
     pytest.importorskip("torch")
-    from torch_twins.sit_transport import interpolate
+    from tests.torch_twins.sit_transport import interpolate
 
     x0, noise, _ = arrays()
     expected, _ = interpolate(name, to_nchw(noise), to_nchw(x0), 1 - np.float64(TIMES))
@@ -43,7 +43,7 @@ def test_corrupt_equals_the_twin(name):
 @pytest.mark.parametrize("name", PATHS)
 def test_loss_equals_the_twin(name, prediction, weight):
     pytest.importorskip("torch")
-    from torch_twins import sit_transport as sit
+    from tests.torch_twins import sit_transport as sit
 
     x0, noise, output = arrays()
     process = Flow(PATHS[name], prediction, weight, data_time=1)
@@ -129,7 +129,7 @@ def test_only_a_velocity_has_a_clocks_sign(prediction):
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
 def test_intervals_equal_the_twins(name, prediction):
     pytest.importorskip("torch")
-    from torch_twins import sit_transport as sit
+    from tests.torch_twins import sit_transport as sit
 
     process = Flow(PATHS[name], prediction)
     low, high = process.interval(training=True)

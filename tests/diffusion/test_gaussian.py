@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from diffusion_helpers import relative_error, to_nchw
 
 from dit_jax.diffusion import Gaussian
 from dit_jax.diffusion.respacing import respace
 from dit_jax.errors import InputError
+from tests.diffusion.diffusion_helpers import relative_error, to_nchw
 
 INDICES = np.array([0, 1, 2, 17, 500, 998, 999])
 BATCH = len(INDICES)
@@ -30,7 +30,7 @@ TIMES = jnp.asarray(INDICES / 1000, jnp.float32)
 @pytest.fixture(scope="module")
 def twin():
     pytest.importorskip("torch")
-    from torch_twins.gaussian_diffusion import GaussianDiffusion
+    from tests.torch_twins.gaussian_diffusion import GaussianDiffusion
 
     return GaussianDiffusion
 

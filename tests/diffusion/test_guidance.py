@@ -96,9 +96,8 @@ def test_only_the_first_channels_are_guided(channels, x):
 @pytest.mark.parametrize("learn_sigma", [True, False])
 def test_three_channels_equal_the_twins_forward_with_cfg(learn_sigma):
     torch = pytest.importorskip("torch")
-    from torch_twins import dit, to_jax
-
     from dit_jax.models import DiT
+    from tests.torch_twins import dit, to_jax
 
     kind = dit.DiT if learn_sigma else dit.SiT
     twin = dit.randomise_(kind(4, 2, 4, 16, 1, 2, num_classes=NULL), seed=0)

@@ -62,7 +62,7 @@ def test_drift_diffusion_is_its_definition(name):
 @pytest.mark.parametrize("name", PATHS)
 def test_coefficients_equal_the_twins(name):
     pytest.importorskip("torch")
-    from torch_twins.sit_transport import get_path
+    from tests.torch_twins.sit_transport import get_path
 
     path, c = get_path(name), PATHS[name](TIMES)
     sit = 1 - np.float64(TIMES)  # SiT's clock: its derivatives have the other sign.
@@ -119,7 +119,7 @@ def test_conversions_round_trip(name, t, kind, other, seed):
 @pytest.mark.parametrize("name", PATHS)
 def test_conversions_equal_the_twins(name):
     pytest.importorskip("torch")
-    from torch_twins import sit_transport as sit
+    from tests.torch_twins import sit_transport as sit
 
     t = np.float32([0.1, 0.3, 0.6, 0.9])
     rng = np.random.default_rng(0)

@@ -63,7 +63,7 @@ SPECS = ["2", "7", "10", "50", "23", "250", "251", "999", "1000", "10,15,20", "1
 @pytest.mark.parametrize("spec", [*SPECS, "ddim10", "ddim25", "ddim50", "ddim250", "ddim1000"])
 def test_equals_the_twin(spec):
     pytest.importorskip("torch")
-    from torch_twins.gaussian_diffusion import space_timesteps
+    from tests.torch_twins.gaussian_diffusion import space_timesteps
 
     np.testing.assert_array_equal(respace(1000, spec), space_timesteps(1000, spec))
 

@@ -2,7 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from diffusion_helpers import (
+
+from dit_jax.diffusion import GVP, VP, EulerMaruyama, Flow, Gaussian, HeunSDE, Linear
+from dit_jax.errors import InputError
+from tests.diffusion.diffusion_helpers import (
     MEAN,
     STD,
     exact_denoiser,
@@ -14,9 +17,6 @@ from diffusion_helpers import (
     to_nchw,
     torch_model,
 )
-
-from dit_jax.diffusion import GVP, VP, EulerMaruyama, Flow, Gaussian, HeunSDE, Linear
-from dit_jax.errors import InputError
 
 PATHS = {"linear": Linear(), "gvp": GVP(), "vp": VP()}
 STEPS = 8
@@ -33,7 +33,7 @@ def sit_samples(process, solver, x, keys):
 
 
 def twin_samples(name, prediction, solver, x, keys, **kwargs):
-    from torch_twins.sit_transport import sde_sample
+    from tests.torch_twins.sit_transport import sde_sample
 
     return sde_sample(
         torch_model(4),
@@ -88,7 +88,7 @@ def test_equals_the_twin(kind, name, prediction, form, last, norm):
 def test_sbdm_starts_just_short_of_noise_where_its_diffusion_is_infinite(name):
     """SiT's own grid would start with 1 / 0 here; ours moves that one point to 0.999."""
     pytest.importorskip("torch")
-    from torch_twins import sit_transport as sit
+    from tests.torch_twins import sit_transport as sit
 
     solver = EulerMaruyama(STEPS, "sbdm")
     process = Flow(PATHS[name], data_time=1)

@@ -38,7 +38,7 @@ def test_impossible_values_have_a_floor():
 
 def test_equals_the_twin():
     pytest.importorskip("torch")
-    from torch_twins import gaussian_diffusion as twin
+    from tests.torch_twins import gaussian_diffusion as twin
 
     rng = np.random.default_rng(0)
     x = np.concatenate([[-1.0, -0.9995, 0.9995, 1.0, 0.5], rng.uniform(-1, 1, 95)])

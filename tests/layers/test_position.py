@@ -25,7 +25,7 @@ def test_table_equals_a_double_loop(grid, dim):
 
 def test_table_equals_the_twins():
     pytest.importorskip("torch")
-    from torch_twins.dit import sincos_pos_embed
+    from tests.torch_twins.dit import sincos_pos_embed
 
     expected = sincos_pos_embed(1152, (32, 32))[0].numpy()
     np.testing.assert_allclose(sincos_2d((32, 32), 1152), expected, rtol=0, atol=1e-7)

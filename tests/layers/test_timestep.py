@@ -23,7 +23,7 @@ def test_features_equal_the_formula(dim):
 
 def test_features_equal_the_twins():
     torch = pytest.importorskip("torch")
-    from torch_twins.dit import timestep_embedding
+    from tests.torch_twins.dit import timestep_embedding
 
     t = np.arange(0, 1000, 7, dtype=np.float32)
     expected = timestep_embedding(torch.tensor(t)).numpy()

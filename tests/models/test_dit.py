@@ -108,7 +108,7 @@ def test_parameters_are_float32_and_stacked_over_depth():
 )
 def test_equals_the_pytorch_twin(patch, size, heads, channels, learn_sigma, latest, tolerance):
     torch = pytest.importorskip("torch")
-    from torch_twins import dit, to_jax
+    from tests.torch_twins import dit, to_jax
 
     twin = dit.DiT(size, patch, channels, 32, 2, heads, num_classes=10, learn_sigma=learn_sigma)
     dit.randomise_(twin, seed=1)
@@ -143,7 +143,7 @@ def test_equals_the_pytorch_twin(patch, size, heads, channels, learn_sigma, late
 
 def test_the_twins_state_dict_fills_every_parameter():
     pytest.importorskip("torch")
-    from torch_twins import dit, to_jax
+    from tests.torch_twins import dit, to_jax
 
     twin = dit.DiT(8, 2, 4, 32, 2, 4, num_classes=10)
     shapes = jax.tree.map(np.shape, to_jax.dit_params(twin.state_dict(), 4))

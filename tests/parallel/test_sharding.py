@@ -12,7 +12,7 @@ from dit_jax.parallel import sharding
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.parallel.sharding import Layout, constrain, parameter_axes, use_layout
 
-MODEL = DiT(patch=2, hidden=32, depth=2, heads=4, num_classes=10)
+MODEL = DiT(patch=4, hidden=32, depth=2, heads=4, num_classes=10)
 
 
 def layout(data=2, fsdp=4):
