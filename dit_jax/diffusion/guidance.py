@@ -1,7 +1,7 @@
 """Guidance: a denoiser pushed away from a worse one.
 
-A denoiser is a function (x, t, condition) -> output, t a scalar of library time; guidance takes one
-and returns one.
+A denoiser is a function (x, t, condition) -> output, t a scalar of library time (0 data, 1 noise,
+never the model's own clock); guidance takes one and returns one.
 """
 
 import dataclasses

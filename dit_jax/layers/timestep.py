@@ -1,5 +1,7 @@
 """Diffusion time as a vector."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ import jax.numpy as jnp
 def timestep_features(t: jax.Array, dim: int = 256, max_period: float = 10000.0) -> jax.Array:
     """Embeds times [B] as [B, dim], float32: cosines then sines at max_period^(-i / (dim/2))."""
     half = dim // 2
-    frequencies = max_period ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    # The released code's order of operations: at t near 1000 another one is 6e-5 off.
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
