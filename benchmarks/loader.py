@@ -5,24 +5,20 @@ Both read (a) a folder of JPEGs, cropped as ADM does to 256 pixels, and (b) floa
 Images a second, in turns, with 0 and 2 reader processes, starting and ending them not counted.
 With 0, PyTorch reads when asked; ours reads ahead in threads, as it does unless told otherwise.
 
-    python benchmarks/loader.py [--files 400] [--batches 60] [--repeats 5] [--out benchmarks/results/]
+    python benchmarks/loader.py [--files 400] [--batches 60] [--repeats 5]
 
 Needs torch (CPU) and array-record.
 """
 
-import argparse
-import datetime
 import itertools
-import json
-import os
 import pathlib
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 
 import numpy as np
+import report
 import torch
 from PIL import Image
 
@@ -32,11 +28,11 @@ LATENT_SHAPE = (32, 32, 8)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Times both loaders on both kinds of data, with 0 and 2 workers."""
+    parser = report.parser(__doc__)
     parser.add_argument("--files", type=int, default=400, help="JPEGs; ten times as many latents")
     parser.add_argument("--batches", type=int, default=60, help="batches timed")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
@@ -52,7 +48,7 @@ def main() -> None:
             )
             for workers in (0, 2)
         ]
-    save(results, options)
+    report.save("loader", __doc__, results, options.out)
 
 
 def compare(name, records, dataset, batch_size: int, workers: int, options) -> dict:
@@ -172,24 +168,6 @@ def write_latents(npy: pathlib.Path, array_record: pathlib.Path, count: int) -> 
     dit_jax.data.write_array_records(
         str(array_record), ({"image": latent, "label": 0} for latent in latents)
     )
-
-
-def save(results: list[dict], options: argparse.Namespace) -> None:
-    host = f"{platform.system()}-{platform.machine()}-{os.cpu_count()}cpu".lower()
-    report = {
-        "question": __doc__.partition("\n")[0],
-        "date": datetime.date.today().isoformat(),
-        "host": host,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "batches": options.batches,
-        "repeats": options.repeats,
-        "results": results,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"loader-{host}-{report['date']}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {path}")
 
 
 if __name__ == "__main__":

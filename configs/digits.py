@@ -19,9 +19,9 @@ experiment = Experiment(
     model=DiT(patch=2, hidden=96, depth=4, heads=3, num_classes=10, learn_sigma=False),
     process=Flow(),
     data=Digits(),
-    sampling=Sampling(Heun(steps=20), ClassifierFree(scale=1.5)),
+    sampling=Sampling(Heun(steps=20), ClassifierFree(scale=2.0)),
     optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=50), clip_norm=1.0),
-    training=Training(steps=1200, batch_size=64, ema=(0.995,)),
+    training=Training(steps=1600, batch_size=64, ema=(0.995,)),
     evaluation=Evaluation(samples=500, batch_size=250, judge=SmallClassifier()),
     run=RunFolder("runs/digits", log_every=50, sample_every=200, save_every=200),
 )

@@ -1,128 +1,24 @@
 """The training loop: an experiment in, a run folder out."""
 
-import functools
-import json
 import logging
 import math
-import pathlib
 import signal
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from dit_jax import serialization
-from dit_jax.checkpoint import Checkpoints, has_checkpoints
-from dit_jax.data import batches, to_device
-from dit_jax.errors import InputError, TrainingError
-from dit_jax.experiment import Experiment, trajectory_differences
+from dit_jax.errors import TrainingError
+from dit_jax.experiment import Experiment
 from dit_jax.flops import PEAK_FLOPS, forward_flops
 from dit_jax.images import save_grid
-from dit_jax.models.inputs import example_inputs
-from dit_jax.parallel.sharding import Layout
-from dit_jax.randomness import Purpose, key_for
 from dit_jax.run import Run
 from dit_jax.sampling import preview_labels, sample
 from dit_jax.training.log import RunLog
-from dit_jax.training.state import TrainState, new_state, state_shardings, with_shardings
-from dit_jax.training.step import Batch, Step, make_step
-from dit_jax.training.warm_start import warm_start
+from dit_jax.training.state import TrainState
+from dit_jax.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-
-class Trainer:
-    """Everything that a run needs, built before the first step."""
-
-    def __init__(self, experiment: Experiment):
-        """Checks the experiment and opens its run folder, mesh, data and state.
-
-        Raises:
-          InputError: the experiment cannot run, or the folder belongs to another one.
-        """
-        experiment.check()
-        training = experiment.training
-        self.experiment = experiment
-        self.shape = experiment.shape
-        self.layout = Layout(experiment.parallel.mesh())
-        _check_batch(experiment, self.layout)
-        self.records = experiment.data.open("train")
-        self.folder = claim_folder(experiment)
-        self.checkpoints = Checkpoints(
-            str(self.folder), experiment.run.keep, experiment.run.keep_every
-        )
-        self.optimizer = experiment.optimizer.build(training.steps)
-        self.abstract = abstract_state(experiment)
-        self.shardings = state_shardings(self.layout, self.optimizer, self.abstract)
-        self.step = self._compile()
-
-    def state(self) -> TrainState:
-        """Reads the newest checkpoint; else builds the state before the first step."""
-        restored = self.checkpoints.restore_newest(with_shardings(self.abstract, self.shardings))
-        if restored is not None:
-            return restored
-        state = jax.jit(lambda: fresh_state(self.experiment), out_shardings=self.shardings)()
-        if self.experiment.init_from is None:
-            return state
-        params = warm_start(self.experiment.init_from, state.params)
-        build = functools.partial(
-            new_state, optimizer=self.optimizer, decays=self.experiment.training.ema
-        )
-        return jax.jit(build, out_shardings=self.shardings)(params)
-
-    def batches(self, start: int) -> Iterator[Batch]:
-        """The batches from step `start` on, on the devices."""
-        e = self.experiment
-        host = batches(
-            self.records,
-            batch_size=e.training.batch_size,
-            start=start,
-            steps=e.training.steps,
-            seed=e.training.seed,
-            num_classes=e.data.num_classes,
-            flip=e.data.flip,
-            loader=e.loader,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        return to_device(host, self.layout.batch, e.loader.ahead)
-
-    def run(self, step: int, state: TrainState) -> Run:
-        """The run as it stands, with its first average as parameters."""
-        e = self.experiment
-        return Run(e, self.shape, step, state.ema[str(e.training.ema[0])])
-
-    def _compile(self) -> Step:
-        e = self.experiment
-        step = make_step(
-            e.model,
-            e.process,
-            e.latents,
-            self.optimizer,
-            accumulation=e.training.accumulation,
-            seed=e.training.seed,
-            layout=self.layout,
-        )
-        return jax.jit(
-            step,
-            in_shardings=(self.shardings, self.layout.batch),
-            out_shardings=(self.shardings, self.layout.replicated),
-            donate_argnums=0,
-        )
-
-
-def fresh_state(experiment: Experiment) -> TrainState:
-    """Builds the state before the first step."""
-    training = experiment.training
-    _, *inputs = example_inputs(experiment.shape)
-    params = experiment.model.init(key_for(training.seed, 0, Purpose.INIT), *inputs)["params"]
-    return new_state(params, experiment.optimizer.build(training.steps), training.ema)
-
-
-def abstract_state(experiment: Experiment) -> TrainState:
-    """Shapes and dtypes of the training state; computes nothing."""
-    return jax.eval_shape(lambda: fresh_state(experiment))
 
 
 def train(experiment: Experiment) -> Run:
@@ -159,7 +55,7 @@ def _loop(
 ) -> TrainState:
     options, steps = trainer.experiment.run, trainer.experiment.training.steps
     meter = _Meter(trainer, run_log)
-    step = saved = int(state.step)
+    step = int(state.step)
     for batch in trainer.batches(step):
         with jax.transfer_guard("disallow"):
             state, metrics = trainer.step(state, batch)
@@ -170,9 +66,7 @@ def _loop(
             _preview(trainer, step, state)
         if stop or step % options.save_every == 0:
             meter.flush()  # What is saved has been seen to be finite.
-            if step > saved:
-                trainer.checkpoints.save(state, trainer.experiment)
-                saved = step
+            trainer.checkpoints.save(state, trainer.experiment)
         if stop:
             break
     meter.flush()
@@ -243,52 +137,6 @@ class _Terminated(threading.Event):
     def __exit__(self, *_: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
-
-
-def claim_folder(experiment: Experiment) -> pathlib.Path:
-    """Makes the run's folder this experiment's, and returns it.
-
-    Raises:
-      InputError: it holds a run of another configuration.
-    """
-    folder = pathlib.Path(experiment.run.dir).expanduser()
-    record = folder / "experiment.json"
-    if record.exists():
-        old = serialization.from_json(json.loads(record.read_text()))
-        changed = trajectory_differences(old, experiment)
-        if changed and not experiment.run.allow_changes:
-            raise InputError(
-                f"'{folder}' holds a run of another configuration ({'; '.join(changed)}): choose "
-                f"another --run.dir, or pass --run.allow-changes"
-            )
-        if (
-            changed
-            and abstract_state(old) != abstract_state(experiment)
-            and has_checkpoints(folder)
-        ):
-            raise InputError(
-                f"the checkpoints of '{folder}' are of another model or optimizer "
-                f"({'; '.join(changed)}): choose another --run.dir, and --init-from {folder} to "
-                f"start from its parameters"
-            )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = folder / "experiment.json.tmp"
-        scratch.write_text(json.dumps(serialization.to_json(experiment), indent=2) + "\n")
-        scratch.replace(record)
-    except OSError as error:
-        raise InputError(f"cannot write to --run.dir '{folder}': {error.strerror}") from error
-    return folder
-
-
-def _check_batch(experiment: Experiment, layout: Layout) -> None:
-    training = experiment.training
-    devices, parts = layout.mesh.devices.size, training.accumulation
-    if training.batch_size % (devices * parts):
-        raise InputError(
-            f"a batch of {training.batch_size} does not divide over {devices} devices x "
-            f"{parts} accumulation steps: use a multiple of {devices * parts}"
-        )
 
 
 def _preview(trainer: Trainer, step: int, state: TrainState) -> None:

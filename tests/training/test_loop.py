@@ -62,7 +62,7 @@ def test_metrics_are_read_once_a_step_and_one_step_late(tmp_path, monkeypatch):
 
 
 def test_one_compilation_serves_the_whole_run(tmp_path):
-    from dit_jax.training.loop import Trainer
+    from dit_jax.training.trainer import Trainer
 
     trainer = Trainer(tiny.experiment(tmp_path, training__steps=4))
     state = trainer.state()

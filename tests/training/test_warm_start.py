@@ -6,7 +6,8 @@ import pytest
 
 from dit_jax.errors import InputError
 from dit_jax.run import load
-from dit_jax.training.loop import Trainer, train
+from dit_jax.training.loop import train
+from dit_jax.training.trainer import Trainer
 from tests.training import tiny
 
 

@@ -1,0 +1,46 @@
+"""Whose a run folder is."""
+
+import json
+import pathlib
+
+from dit_jax import serialization
+from dit_jax.checkpoint import has_checkpoints
+from dit_jax.errors import InputError
+from dit_jax.experiment import Experiment, trajectory_differences
+from dit_jax.training.fresh import abstract_state
+
+
+def claim_folder(experiment: Experiment) -> pathlib.Path:
+    """Makes the run's folder this experiment's, and returns it.
+
+    Raises:
+      InputError: it holds a run of another configuration.
+    """
+    folder = pathlib.Path(experiment.run.dir).expanduser()
+    record = folder / "experiment.json"
+    if record.exists():
+        old = serialization.from_json(json.loads(record.read_text()))
+        changed = trajectory_differences(old, experiment)
+        if changed and not experiment.run.allow_changes:
+            raise InputError(
+                f"'{folder}' holds a run of another configuration ({'; '.join(changed)}): choose "
+                f"another --run.dir, or pass --run.allow-changes"
+            )
+        if (
+            changed
+            and abstract_state(old) != abstract_state(experiment)
+            and has_checkpoints(folder)
+        ):
+            raise InputError(
+                f"the checkpoints of '{folder}' are of another model or optimizer "
+                f"({'; '.join(changed)}): choose another --run.dir, and --init-from {folder} to "
+                f"start from its parameters"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = folder / "experiment.json.tmp"
+        scratch.write_text(json.dumps(serialization.to_json(experiment), indent=2) + "\n")
+        scratch.replace(record)
+    except OSError as error:
+        raise InputError(f"cannot write to --run.dir '{folder}': {error.strerror}") from error
+    return folder
