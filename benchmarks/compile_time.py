@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import jax
+import report
 from jax.extend import core
 
 from dit_jax.diffusion import Gaussian
@@ -40,10 +41,16 @@ def main() -> None:
     for _ in range(options.repeats):
         for depth in options.depths:
             times[depth].append(compile_step(depth))
-    results = [summary(depth, values) for depth, values in times.items()]
+    rows = [summary(depth, values) for depth, values in times.items()]
     shallow, deep = times[options.depths[0]], times[options.depths[-1]]
     ratio = statistics.median(sum(b) / sum(a) for a, b in zip(shallow, deep))
-    save(results, round(ratio, 3), options)
+    results = {
+        "device": jax.devices()[0].device_kind,
+        "repeats": options.repeats,
+        "depths": rows,
+        "deepest_over_shallowest": round(ratio, 3),
+    }
+    report.save("compile_time", __doc__, results, options.out)
 
 
 def compile_step(depth: int) -> tuple[float, float]:
@@ -105,13 +112,6 @@ def summary(depth: int, values: list[tuple[float, float]]) -> dict:
 def count_equations(jaxpr: core.Jaxpr) -> int:
     """Equations of a program and of the programs within it."""
     return len(jaxpr.eqns) + sum(map(count_equations, core.subjaxprs(jaxpr)))
-
-
-def save(results: list[dict], ratio: float, options: argparse.Namespace) -> None:
-    """Writes the report."""
-    results = {"seconds": times, "ratio_28_to_4_layers": medians[28] / medians[4]}
-    print(json.dumps(results, indent=2))
-    report.save("compile_time", __doc__, results, options.out)
 
 
 if __name__ == "__main__":

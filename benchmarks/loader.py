@@ -11,6 +11,8 @@ Needs torch (CPU) and array-record.
 """
 
 import itertools
+import json
+import os
 import pathlib
 import statistics
 import tempfile

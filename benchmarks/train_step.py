@@ -1,8 +1,8 @@
 """How fast is one training step, against diffusers in PyTorch?
 
-Ours is `make_step`, jitted as the training loop does it; theirs is diffusers' DiTTransformer2DModel,
-eager and under torch.compile, with fused AdamW and one fused lerp for the average. Both steps find
-moments of cached 32x32x4 latents and labels on the device, and do the same work:
+Ours is `make_step`, jitted as in the trainer; theirs is diffusers' DiTTransformer2DModel, eager
+or under torch.compile, with fused AdamW and one fused lerp for the average. Both find the moments
+of cached 32x32x4 latents and labels on the device, and do the same work:
 - sample the VAE's posterior; draw noise, times (1000 steps, linear betas) and label dropout (0.1);
 - forward, mean squared error of the noise, no learned variance, nothing recomputed; backward;
 - AdamW, one exponential average; nothing is fetched but the loss, at the end.
@@ -69,6 +69,7 @@ class Case:
 
 
 def main() -> None:
+    """Races the cases and saves the report."""
     parser = report.parser(__doc__)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU")
@@ -86,10 +87,11 @@ def main() -> None:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # The others need room on the GPU.
     cases = [parse_case(text, options) for text in options.cases or CASES[options.device]]
     results = [compare(case, options) for case in cases]
-    report.save("train_step", __doc__, results, options.out)
+    report.save(f"train_step-{options.device}-{options.dtype}", __doc__, results, options.out)
 
 
 def parse_case(text: str, options: argparse.Namespace) -> Case:
+    """Reads PRESET:BATCH."""
     from dit_jax.presets import find_preset
 
     name, _, batch_size = text.partition(":")
@@ -101,6 +103,7 @@ def parse_case(text: str, options: argparse.Namespace) -> Case:
 
 
 def contestants(options: argparse.Namespace) -> list[str]:
+    """Names of who takes part."""
     precisions = {"float32": [""], "bfloat16": ["_autocast", "_pure"]}[options.dtype]
     modes = ("torch_eager", "torch_compile")
     names = ["ours", *(mode + precision for precision in precisions for mode in modes)]
@@ -131,6 +134,8 @@ def compare(case: Case, options: argparse.Namespace) -> dict:
     for worker in workers.values():
         worker.stop()
     result = summary(case, seconds, facts, failed)
+    result |= {"repeats": options.repeats, "steps": options.steps}
+    result |= {"compile_mode": options.compile_mode}
     print(json.dumps(result), flush=True)
     return result
 
@@ -138,10 +143,11 @@ def compare(case: Case, options: argparse.Namespace) -> dict:
 def summary(
     case: Case, seconds: dict[str, list[float]], facts: dict[str, dict], failed: dict[str, str]
 ) -> dict:
+    """One case's row of the report."""
     seconds = {name: values for name, values in seconds.items() if name not in failed}
     median = {name: statistics.median(values) for name, values in seconds.items()}
     result: dict[str, Any] = {"model": case.preset, "batch_size": case.batch_size}
-    result |= {"depth": case.depth, "hidden": case.hidden}
+    result |= {"dtype": case.dtype, "depth": case.depth, "hidden": case.hidden}
     ours = facts.get("ours", {})
     flops, peak = ours.get("step_flops"), ours.get("peak_flops")
     if ours:
@@ -248,6 +254,7 @@ def work(pipe: Any, name: str, case: Case, options: argparse.Namespace) -> None:
 
 
 def build(name: str, case: Case, options: argparse.Namespace) -> Contestant:
+    """Makes the contestant of that name."""
     if name == "ours":
         return Ours(case)
     mode = options.compile_mode if name.startswith("torch_compile") else None
@@ -255,6 +262,7 @@ def build(name: str, case: Case, options: argparse.Namespace) -> Contestant:
 
 
 def run(contestant: Contestant, steps: int) -> float:
+    """Seconds that so many steps take."""
     contestant.wait()
     begin = time.perf_counter()
     for _ in range(steps):
