@@ -1,0 +1,116 @@
+import pathlib
+import runpy
+
+import jax
+import pytest
+
+import dit_jax
+from dit_jax.diffusion import Flow, Gaussian
+from dit_jax.errors import InputError
+from dit_jax.experiment import Experiment
+from dit_jax.models import DiT
+from dit_jax.models.inputs import example_inputs
+from dit_jax.presets import PRESETS, create_model, find_preset
+from dit_jax.summary import count_parameters
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+IMAGENET = {
+    "dit_s_imagenet256": "DiT-S/2",
+    "dit_b_imagenet256": "DiT-B/2",
+    "dit_l_imagenet256": "DiT-L/2",
+    "dit_xl_imagenet256": "DiT-XL/2",
+    "dit_xl_imagenet512": "DiT-XL/2",
+    "sit_xl_imagenet256": "SiT-XL/2",
+}
+# DiT's parameters at 256 px, the frozen position table included (shared/specs/dit.md).
+PARAMETERS = {
+    "S": (32_963_360, 32_945_024, 33_148_160),
+    "B": (130_512_416, 130_475_648, 130_881_536),
+    "L": (458_102_816, 458_053_760, 458_594_816),
+    "XL": (675_129_632, 675_074_432, 675_683_072),
+}
+
+
+def test_the_presets_are_the_tables_of_two_papers():
+    assert set(PRESETS) == {
+        f"{f}-{s}/{p}" for f in ("DiT", "SiT") for s in PARAMETERS for p in (2, 4, 8)
+    }
+
+
+@pytest.mark.parametrize("size", PARAMETERS)
+@pytest.mark.parametrize(("column", "patch"), enumerate((2, 4, 8)))
+def test_parameters_are_as_published(size, column, patch):
+    for family in ("DiT", "SiT"):  # SiT keeps the dead variance channels.
+        preset = find_preset(f"{family}-{size}/{patch}")
+        assert count_parameters(preset.model, preset.shape) == PARAMETERS[size][column]
+
+
+def test_the_512_px_model_has_a_larger_table():
+    assert count_parameters(create_model("DiT-XL/2"), (64, 64, 4)) == 676_014_368
+
+
+def test_a_preset_knows_its_clock():
+    assert find_preset("DiT-B/4").process == Gaussian()
+    assert find_preset("SiT-B/4").process == Flow(data_time=1)
+
+
+def test_create_model_by_name():
+    model = dit_jax.create_model("DiT-S/4")
+    assert isinstance(model, DiT)
+    assert (model.depth, model.hidden, model.heads, model.patch) == (12, 384, 6, 4)
+    assert model.num_classes == 1000 and model.learn_sigma
+
+
+def test_create_model_with_changes():
+    model = create_model("DiT-S/2", num_classes=10, depth=2, dtype="bfloat16")
+    assert model == PRESETS["DiT-S/2"].model.clone(num_classes=10, depth=2, dtype="bfloat16")
+    assert PRESETS["DiT-S/2"].model.depth == 12
+    params = jax.eval_shape(model.init, *example_inputs((32, 32, 4)))["params"]
+    assert params["label_embed"]["table"]["embedding"].shape == (11, 384)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("DiT-XL2", "DiT-XL/2"), ("dit-s/4", "DiT-S/4"), ("SiT-B/3", "SiT-B/"), ("", "DiT")],
+)
+def test_a_wrong_name_names_the_nearest(name, near):
+    with pytest.raises(InputError, match=f"no preset '{name}': perhaps '.*{near}"):
+        create_model(name)
+
+
+@pytest.mark.parametrize("field", ["dept", "num_clases"])
+def test_a_wrong_field_names_the_nearest(field):
+    near = {"dept": "depth", "num_clases": "num_classes"}[field]
+    with pytest.raises(InputError, match=f"DiT has no field '{field}': perhaps '{near}'"):
+        create_model("DiT-S/2", **{field: 1})
+
+
+@pytest.mark.parametrize("field", ["zzz", "parent"])
+def test_a_hopeless_field_lists_them_all(field):
+    with pytest.raises(InputError, match=f"no field '{field}': (it has patch, hidden|perhaps)"):
+        create_model("DiT-S/2", **{field: None})
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_is_an_experiment_with_its_facts(path):
+    namespace = runpy.run_path(str(path))
+    assert isinstance(namespace["experiment"], Experiment)
+    for fact in ("command:", "hardware:", "result:", "source:"):
+        assert fact in namespace["__doc__"]
+    assert namespace["experiment"].run.dir == f"runs/{path.stem}"
+
+
+def test_every_imagenet_configuration_is_looked_at():
+    assert {path.stem for path in CONFIGS if "imagenet" in path.stem} == set(IMAGENET)
+
+
+@pytest.mark.parametrize("stem", IMAGENET)
+def test_imagenet_configurations_train_the_presets(stem):
+    path = next(path for path in CONFIGS if path.stem == stem)
+    experiment = runpy.run_path(str(path))["experiment"]
+    preset = find_preset(IMAGENET[stem])
+    same = {name: getattr(preset.model, name) for name in ("dtype", "remat", "num_classes")}
+    assert experiment.model.clone(**same) == preset.model
+    assert experiment.process == preset.process
+    experiment.sampling.solver.check(experiment.process)
+    assert experiment.data.num_classes == experiment.model.num_classes == 1000
