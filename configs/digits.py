@@ -2,7 +2,7 @@
 
 command:  make train        (or: python train.py configs/digits.py)
 hardware: 2 CPU cores, under 5 minutes
-result:   >= 90 % of 500 samples read as the digit that was asked for (see docs/results.md)
+result:   >= 90 % of 500 samples are read as the digit that was asked for (docs/results.md)
 source:   DiT (arXiv 2212.09748) trained as a linear flow (SiT, arXiv 2401.08740); the digits are
           E. Alpaydin and C. Kaynak's, as shipped with scikit-learn
 """

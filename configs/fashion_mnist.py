@@ -1,8 +1,8 @@
 """A class-conditional DiT on Fashion-MNIST: the small set to judge by.
 
 command:  python train.py configs/fashion_mnist.py    (after: apt-get install dataset-fashion-mnist)
-hardware: 2 CPU cores, about 10 minutes
-result:   see docs/results.md
+hardware: 2 CPU cores, about 10 minutes (not measured yet)
+result:   not measured yet
 source:   DiT (arXiv 2212.09748) trained as a linear flow (SiT, arXiv 2401.08740); Fashion-MNIST is
           by Xiao, Rasul and Vollgraf (arXiv 1708.07747)
 """

@@ -9,7 +9,7 @@ import jax
 from dit_jax import serialization
 from dit_jax.data.loader import Loader
 from dit_jax.data.source import Source
-from dit_jax.diffusion import ClassifierFree, Process, Sampling
+from dit_jax.diffusion import Autoguidance, ClassifierFree, Process, Sampling
 from dit_jax.errors import InputError
 from dit_jax.evaluation.options import Evaluation
 from dit_jax.latents import Latents, Pixels
@@ -119,6 +119,11 @@ class Experiment:
             )
         if isinstance(self.sampling.guidance, ClassifierFree) and not classes:
             raise InputError("an unconditional model has nothing to guide: set guidance=None")
+        if isinstance(self.sampling.guidance, Autoguidance):
+            raise InputError(
+                "autoguidance needs a second run, which training has not: pass it to "
+                "dit_jax.sample, and set another sampling.guidance here"
+            )
         if self.run.sample_every and not self.latents.decodes:
             raise InputError(
                 f"{type(self.latents).__name__} cannot draw sample grids: set --run.sample-every 0"
@@ -137,8 +142,13 @@ def trajectory_differences(old: Experiment, new: Experiment) -> list[str]:
 
 
 def _check_numbers(experiment: Experiment) -> None:
-    training, run = experiment.training, experiment.run
-    positive = {
+    training, run, evaluation = experiment.training, experiment.run, experiment.evaluation
+    at_least_0 = {
+        "training.seed": training.seed,
+        "run.sample-every": run.sample_every,
+        "evaluation.samples": evaluation.samples,
+    }
+    at_least_1 = {
         "training.steps": training.steps,
         "training.batch-size": training.batch_size,
         "training.accumulation": training.accumulation,
@@ -146,10 +156,12 @@ def _check_numbers(experiment: Experiment) -> None:
         "run.save-every": run.save_every,
         "run.keep": run.keep,
         "run.keep-every": run.keep_every or 1,
+        "evaluation.batch-size": evaluation.batch_size,
     }
-    for name, value in positive.items():
-        if value < 1:
-            raise InputError(f"--{name} is {value}: it must be at least 1")
+    for low, values in ((0, at_least_0), (1, at_least_1)):
+        for name, value in values.items():
+            if value < low:
+                raise InputError(f"--{name} is {value}: it must be at least {low}")
     if training.batch_size % training.accumulation:
         raise InputError(
             f"--training.accumulation {training.accumulation} does not divide the batch of "

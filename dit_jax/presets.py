@@ -52,9 +52,10 @@ def find_preset(name: str) -> Preset:
       InputError: there is none; names the nearest.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, 1, cutoff=0)
+        by_lower = {known.lower(): known for known in PRESETS}
+        near = by_lower[difflib.get_close_matches(name.lower(), by_lower, 1, cutoff=0)[0]]
         raise InputError(
-            f"no preset '{name}': perhaps '{near[0]}'; `python -m dit_jax models` lists all"
+            f"no preset '{name}': perhaps '{near}'; `python -m dit_jax models` lists all"
         )
     return PRESETS[name]
 

@@ -87,7 +87,8 @@ def _build(value: Any, hint: Any, path: str) -> Any:
 
 
 def _build_object(value: dict, path: str) -> Any:
-    if value.keys() != {"class", "fields"}:
+    whole = value.keys() == {"class", "fields"}
+    if not (whole and isinstance(value["class"], str) and isinstance(value["fields"], dict)):
         raise InputError(f"configuration at '{path or 'top'}' is not an object of dit_jax")
     kind = _find_class(value["class"])
     known = _fields(kind)
@@ -96,6 +97,10 @@ def _build_object(value: dict, path: str) -> Any:
             near = difflib.get_close_matches(name, known, 1)
             hint = f": perhaps '{near[0]}'" if near else ""
             raise InputError(f"{kind.__name__} has no field '{name}'{hint}")
+    for name, field in known.items():
+        defaults = (field.default, field.default_factory)
+        if name not in value["fields"] and set(defaults) == {dataclasses.MISSING}:
+            raise InputError(f"{kind.__name__} lacks its field '{name}', which has no default")
     hints = typing.get_type_hints(kind)
     return kind(
         **{

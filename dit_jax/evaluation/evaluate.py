@@ -61,13 +61,14 @@ def evaluate(
       guidance: guidance scale or object; the run's own by default.
 
     Raises:
-      InputError: no samples are asked for, or the latents cannot be decoded.
+      InputError: too few samples are asked for, or the latents cannot be decoded.
     """
     if options.samples < 1 or options.batch_size < 1:
         raise InputError(
             f"{options.samples} samples in batches of {options.batch_size}: both must be at least 1"
         )
-    guidance = choose_guidance(run, guidance)
+    if options.judge is not None and options.samples < 2:
+        raise InputError("one sample has no distribution to judge: ask for at least 2")
     classes = run.model.num_classes
     labels = (np.arange(options.samples) % max(classes, 1)).astype(np.int32)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def evaluate(
     _save_npz(folder / "samples.npz", images)
     save_grid(folder / "grid.png", images[: 10 * (classes or 10)], classes or 10)
     metrics = {} if options.judge is None else judge_samples(run, images, labels, options)
-    report = Report(metrics, _protocol(run, options, guidance))
+    report = Report(metrics, _protocol(run, options, choose_guidance(run, guidance)))
     (folder / "metrics.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     (folder / "samples.npy").unlink()
     return report
@@ -103,7 +104,7 @@ def _generate_to_file(
     labels: np.ndarray,
     path: pathlib.Path,
     options: Evaluation,
-    guidance: Guidance | None,
+    guidance: Guidance | float | None,
 ) -> np.ndarray:
     """Streams samples to a memory-mapped file, so that no host holds them all."""
     batches = sample_batches(run, labels, options.batch_size, seed=options.seed, guidance=guidance)

@@ -11,7 +11,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     symmetric matrices alone, so that rank-deficient covariances do no harm.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.linalg.eigvalsh(root @ cov_b @ root)

@@ -51,7 +51,7 @@ def test_a_run_may_end_within_its_warm_up(schedule):
 
 def run(optimizer, steps=10):
     transformation = optimizer.build(steps)
-    params, state = jax.tree.map(jnp.asarray, PARAMS), None
+    params = jax.tree.map(jnp.asarray, PARAMS)
     state = transformation.init(params)
     for grads in GRADS:
         updates, state = transformation.update(grads, state, params)
@@ -76,7 +76,8 @@ def adamw_by_hand(rate, b1, b2, eps, weight_decay, scale=lambda grads: 1.0):
 
 
 def assert_close(found, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), found, expected)
+    # 1 - 0.999 keeps four digits or five in float32.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), found, expected)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])

@@ -1,0 +1,49 @@
+"""Runs that were never trained, whose parameters are random and all but zero."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from dit_jax.data import Digits
+from dit_jax.diffusion import ClassifierFree, Euler, Flow, Sampling
+from dit_jax.experiment import Experiment, RunFolder, Training
+from dit_jax.models import DiT
+from dit_jax.models.inputs import example_inputs
+from dit_jax.run import Run
+
+STEPS, SCALE = 3, 2.0
+
+
+def tiny_experiment(**changes):
+    """A tiny experiment on digits, with parts replaced."""
+    parts = {
+        "model": DiT(patch=4, hidden=16, depth=2, heads=2, num_classes=10, learn_sigma=False),
+        "process": Flow(),
+        "data": Digits(),
+        "sampling": Sampling(Euler(steps=STEPS), ClassifierFree(SCALE)),
+        "training": Training(ema=(0.9,)),
+        "run": RunFolder("unset"),
+    }
+    return Experiment(**parts | changes)
+
+
+def random_params(model, shape, seed):
+    """Parameters from normal(0, 0.3): as initialised, a DiT returns zeros for every input."""
+    abstract = jax.eval_shape(model.init, *example_inputs(shape))["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract)
+
+
+def tiny_run(seed=0, **changes):
+    """A run of the tiny experiment, step 7."""
+    experiment = tiny_experiment(**changes)
+    experiment.check()
+    params = random_params(experiment.model, experiment.shape, seed)
+    return Run(experiment, experiment.shape, 7, params)
+
+
+def with_sampling(run, *args):
+    """The same run with another way to sample by default."""
+    experiment = dataclasses.replace(run.experiment, sampling=Sampling(*args))
+    return dataclasses.replace(run, experiment=experiment)
