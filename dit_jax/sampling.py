@@ -62,6 +62,8 @@ def sample(
       InputError: a label outside the classes, or parts that do not fit.
     """
     labels = check_labels(labels, run.model.num_classes)
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"a batch size of {batch_size}: it must be at least 1")
     batches = sample_batches(
         run,
         labels,
@@ -131,11 +133,14 @@ def check_labels(labels: Sequence[int], num_classes: int) -> np.ndarray:
     """Returns labels as int32 [N].
 
     Raises:
-      InputError: there are none, or one is outside [0, num_classes].
+      InputError: there are none, they are no integers, or one is outside [0, num_classes].
     """
-    labels = np.asarray(labels, np.int32).reshape(-1)
-    if not len(labels):
+    given = np.asarray(labels).reshape(-1)
+    if not len(given):
         raise InputError("no labels: give at least one")
+    if not np.issubdtype(given.dtype, np.integer):
+        raise InputError(f"label {given[0]} is not an integer: give class numbers")
+    labels = given.astype(np.int32)
     outside = labels[(labels < 0) | (labels > num_classes)]
     if len(outside):
         raise InputError(
