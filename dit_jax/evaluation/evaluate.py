@@ -69,6 +69,7 @@ def evaluate(
         )
     if options.judge is not None and options.samples < 2:
         raise InputError("one sample has no distribution to judge: ask for at least 2")
+    protocol = _protocol(run, options, choose_guidance(run, guidance))
     classes = run.model.num_classes
     labels = (np.arange(options.samples) % max(classes, 1)).astype(np.int32)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ def evaluate(
     _save_npz(folder / "samples.npz", images)
     save_grid(folder / "grid.png", images[: 10 * (classes or 10)], classes or 10)
     metrics = {} if options.judge is None else judge_samples(run, images, labels, options)
-    report = Report(metrics, _protocol(run, options, choose_guidance(run, guidance)))
+    report = Report(metrics, protocol)
     (folder / "metrics.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     (folder / "samples.npy").unlink()
     return report

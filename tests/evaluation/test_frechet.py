@@ -21,7 +21,8 @@ def whitened(count=50, dimension=4):
     """Features whose mean is 0 and covariance the identity, up to rounding."""
     x = np.random.default_rng(0).normal(size=(count, dimension))
     x -= x.mean(0)
-    return x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+    covariance = np.atleast_2d(np.cov(x, rowvar=False))
+    return x @ np.linalg.inv(np.linalg.cholesky(covariance)).T
 
 
 def test_a_set_has_no_distance_to_itself():
