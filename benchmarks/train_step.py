@@ -4,7 +4,8 @@ Ours is `make_step`, jitted as in the trainer; theirs is diffusers' DiTTransform
 or under torch.compile, with fused AdamW and one fused lerp for the average. Both find the moments
 of cached 32x32x4 latents and labels on the device, and do the same work:
 - sample the VAE's posterior; draw noise, times (1000 steps, linear betas) and label dropout (0.1);
-- forward, mean squared error of the noise, no learned variance, nothing recomputed; backward;
+- forward, mean squared error of the noise, no learned variance; backward (ours recomputes all but
+  the weight matmuls, its default; theirs keeps everything, as it does by default);
 - AdamW, one exponential average; nothing is fetched but the loss, at the end.
 Norms, which our step also computes for the log, are not returned here, so XLA drops them. diffusers
 gives every block its own embedding of time and label: they are tied here, and labels dropped once,

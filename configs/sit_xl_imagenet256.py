@@ -16,7 +16,7 @@ from dit_jax.presets import create_model
 from dit_jax.training.optimizer import AdamW
 
 experiment = Experiment(
-    model=create_model("SiT-XL/2", dtype="bfloat16", remat="dots"),
+    model=create_model("SiT-XL/2", dtype="bfloat16"),
     process=Flow(data_time=1),
     data=ArrayRecords("data/imagenet256_latents", classes=1000),
     latents=CachedVAE(scale=0.18215),

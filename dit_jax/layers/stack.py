@@ -30,7 +30,7 @@ class Stack(nn.Module):
 
     block: nn.Module
     depth: int
-    remat: Remat = "none"
+    remat: Remat
 
     @nn.compact
     def __call__(

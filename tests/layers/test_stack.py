@@ -36,7 +36,7 @@ def x():
 
 @pytest.fixture(scope="module")
 def params(x):
-    params = Stack(Block(), DEPTH).init(jax.random.key(0), x, context())["params"]
+    params = Stack(Block(), DEPTH, "none").init(jax.random.key(0), x, context())["params"]
     noise = lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(1), leaf.shape)  # noqa: E731
     return jax.tree.map(noise, params)
 
@@ -92,7 +92,7 @@ def test_an_empty_range_is_the_identity(params, x):
 
 
 def test_layers_are_initialised_apart_and_alike_in_a_sub_range(x):
-    stack = Stack(Block(), DEPTH)
+    stack = Stack(Block(), DEPTH, "none")
     kernel = stack.init(jax.random.key(0), x, context())["params"]["layers"]["dense"]["kernel"]
     assert kernel.shape == (DEPTH, 8, 8)
     assert len(np.unique(np.asarray(kernel).reshape(DEPTH, -1), axis=0)) == DEPTH
