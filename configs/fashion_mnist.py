@@ -16,12 +16,12 @@ from dit_jax.models import DiT
 from dit_jax.training.optimizer import AdamW, Cosine
 
 experiment = Experiment(
-    model=DiT(patch=4, hidden=96, depth=4, heads=3, num_classes=10, learn_sigma=False),
+    model=DiT(patch=4, hidden=192, depth=4, heads=3, num_classes=10, learn_sigma=False),
     process=Flow(time=LogitNormal()),
-    data=Idx("/usr/share/datasets/fashion-mnist", flip=True),
+    data=Idx("/usr/share/datasets/fashion-mnist"),
     sampling=Sampling(Heun(steps=25), ClassifierFree(scale=2.0)),
-    optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=100), clip_norm=1.0),
-    training=Training(steps=2400, batch_size=64, ema=(0.998,)),
+    optimizer=AdamW(learning_rate=2e-3, schedule=Cosine(warmup=100), clip_norm=1.0),
+    training=Training(steps=1500, batch_size=64, ema=(0.995,)),
     evaluation=Evaluation(samples=2000, batch_size=250, judge=SmallClassifier(epochs=8)),
     run=RunFolder("runs/fashion_mnist", log_every=50, sample_every=500, save_every=500),
 )

@@ -1,10 +1,11 @@
-"""`python -m dit_jax`: sample from a run, list the models."""
+"""`python -m dit_jax`: sample from a run, convert, list the models."""
 
 import pathlib
 
 import tyro
 
 from dit_jax import cli
+from dit_jax.interop.commands import FromTorch, ToTorch
 
 
 def sample(
@@ -35,6 +36,12 @@ def sample(
     print(f"{len(images)} images: {out}")
 
 
+def convert(command: FromTorch | ToTorch) -> None:
+    """Converts PyTorch checkpoints, in and out."""
+    for line in command():
+        print(line)
+
+
 def models() -> None:
     """Lists every preset with its size and the cost of one forward pass at 256 px."""
     from dit_jax.summary import print_presets
@@ -47,7 +54,9 @@ def main() -> None:
     cli.setup_logging()
     with cli.one_line_errors():
         tyro.extras.subcommand_cli_from_dict(
-            {"models": models, "sample": sample}, prog="python -m dit_jax"
+            {"convert": convert, "models": models, "sample": sample},
+            prog="python -m dit_jax",
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
         )
 
 

@@ -10,7 +10,9 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from etils import epath
 
 from dit_jax import serialization
@@ -58,6 +60,54 @@ class Checkpoints:
         with _SaveErrors(self):
             self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
+    def reserve(self, items: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Saves a checkpoint whose arrays are one zero each, to be written by `array` afterwards.
+
+        So a checkpoint can be made that is larger than memory.
+
+        Args:
+          items: trees of anything with a `dtype`.
+          metadata: what `metadata` gives back.
+
+        Raises:
+          TrainingError: the save failed.
+        """
+        zeros = jax.tree.map(lambda leaf: np.zeros(1, leaf.dtype), items)
+        args = {name: ocp.args.StandardSave(tree) for name, tree in zeros.items()}
+        with _SaveErrors(self):
+            args[_METADATA] = ocp.args.JsonSave(metadata)
+            self._manager.save(0, args=ocp.args.Composite(**args))
+            self._manager.wait_until_finished()
+
+    def array(self, step: int, item: str, path: str, new: Any = None) -> tensorstore.TensorStore:
+        """Opens one array on disk, to be read or written in parts.
+
+        Args:
+          step: a step, of a complete checkpoint.
+          item: name of a saved tree.
+          path: path in that tree, such as `blocks/layers/ffn/fc1/kernel`.
+          new: replaces it by an empty array of this `shape` and `dtype`, chunked by its axis 0.
+        """
+        spec = {
+            "driver": "zarr",
+            "kvstore": {
+                "driver": "ocdbt",
+                "base": (self.folder / str(step) / item).as_uri() + "/",
+                "path": path.replace("/", ".") + "/",
+            },
+        }
+        if new is None:
+            return tensorstore.open(spec, read=True, open=True).result()
+        chunk = (1, *new.shape[1:]) if len(new.shape) > 1 else new.shape
+        return tensorstore.open(
+            spec | {"metadata": {"compressor": {"id": "zstd", "level": 1}}},
+            shape=new.shape,
+            dtype=new.dtype,
+            chunk_layout=tensorstore.ChunkLayout(chunk_shape=chunk),
+            create=True,
+            delete_existing=True,
+        ).result()
+
     def wait(self) -> None:
         """Waits until all that was saved is on disk.
 
@@ -72,13 +122,21 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def metadata(self, step: int) -> tuple[Experiment, tuple[int, int, int]]:
-        """Returns the experiment saved at a step and the shape of its samples."""
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()})
-        )
-        value = restored[_METADATA]
-        return serialization.from_json(value["experiment"]), tuple(value["shape"])
+    def metadata(self, step: int) -> dict[str, Any]:
+        """Returns the JSON values saved at a step beside its arrays."""
+        item = ocp.args.Composite(**{_METADATA: ocp.args.JsonRestore()})
+        return self._manager.restore(step, args=item)[_METADATA]
+
+    def experiment(self, step: int) -> tuple[Experiment, tuple[int, int, int]]:
+        """Returns the experiment saved at a step and the shape of its samples.
+
+        Raises:
+          InputError: it is not a run's checkpoint but one of bare weights.
+        """
+        metadata = self.metadata(step)
+        if "experiment" not in metadata:
+            raise InputError(f"'{self.folder.parent}' holds weights, not a run to sample from")
+        return serialization.from_json(metadata["experiment"]), tuple(metadata["shape"])
 
     def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """Reads items of one checkpoint into the shapes and shardings of `abstract`."""

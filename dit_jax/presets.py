@@ -18,11 +18,13 @@ class Preset:
     Attributes:
       model: the backbone, for 1000 ImageNet classes.
       process: what it was trained with, its clock included.
+      layout: name of the layout of its authors' files (interop).
       shape: a sample of the space it diffuses, at 256 px.
     """
 
     model: nn.Module
     process: Process
+    layout: str
     shape: tuple[int, int, int] = (32, 32, 4)
 
 
@@ -38,7 +40,7 @@ def _dit(size: str, patch: int) -> DiT:
 
 
 PRESETS: dict[str, Preset] = {
-    f"{family}-{size}/{patch}": Preset(_dit(size, patch), process)
+    f"{family}-{size}/{patch}": Preset(_dit(size, patch), process, family.lower())
     for family, process in _PROCESSES.items()
     for size in _SIZES
     for patch in (2, 4, 8)

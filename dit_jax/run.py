@@ -52,15 +52,16 @@ def load(folder: str, ema: float | None | str = "first") -> Run:
 
     Args:
       folder: a run folder (its newest checkpoint is taken), or `RUN/checkpoints/STEP`.
-      ema: which parameters: the first EMA by default, one decay, or None for the raw ones.
+      ema: which parameters: the first EMA by default, one decay, or None for the raw ones. A
+        converted checkpoint has one set alone.
 
     Raises:
       InputError: there is no checkpoint, or it lacks that EMA.
     """
     checkpoints, step = newest(folder)
-    experiment, shape = checkpoints.metadata(step)
+    experiment, shape = checkpoints.experiment(step)
     decays = experiment.training.ema
-    decay = decays[0] if ema == "first" else ema
+    decay = (decays or (None,))[0] if ema == "first" else ema
     if decay is not None and decay not in decays:
         raise InputError(f"'{folder}' has no EMA of decay {decay}: choose one of {decays} or None")
     item = "params" if decay is None else ema_item(decay)

@@ -1,5 +1,6 @@
 """Data: sources of labelled images, and the loader that orders and batches them."""
 
+from dit_jax.data.absent import Absent
 from dit_jax.data.array_record import ArrayRecords, write_array_records
 from dit_jax.data.digits import Digits
 from dit_jax.data.idx import Idx
@@ -10,6 +11,7 @@ from dit_jax.data.tfds import TFDS
 
 __all__ = [
     "TFDS",
+    "Absent",
     "ArrayRecords",
     "DataWorkerError",
     "Digits",

@@ -19,7 +19,7 @@ from dit_jax.layers.modulation import AdaLNZero, layer_norm, modulate
 from dit_jax.layers.patch import patch_grid, patchify, unpatchify
 from dit_jax.layers.position import sincos_2d
 from dit_jax.layers.stack import Remat, Stack
-from dit_jax.layers.timestep import TimestepEmbedder
+from dit_jax.layers.timestep import Sinusoid, TimestepEmbedder
 from dit_jax.models.output import Output
 
 
@@ -73,6 +73,7 @@ class DiT(nn.Module):
       num_classes: number of classes; 0 for an unconditional model. The null label is num_classes.
       label_dropout: probability of the null label in training.
       learn_sigma: predict a variance beside the noise, as twice the channels.
+      time_features: what the time is embedded by.
       attention: token mixer of the blocks.
       ffn: channel mixer of the blocks.
       remat: what the backward pass recomputes; "dots", all but the weight matmuls, is the fastest
@@ -87,6 +88,7 @@ class DiT(nn.Module):
     num_classes: int = 1000
     label_dropout: float = 0.1
     learn_sigma: bool = True
+    time_features: Sinusoid = dataclasses.field(default_factory=Sinusoid)
     attention: TokenMixer = dataclasses.field(default_factory=Full)
     ffn: nn.Module = dataclasses.field(default_factory=Mlp)
     remat: Remat = "dots"
@@ -118,7 +120,7 @@ class DiT(nn.Module):
 
         tokens = linear(self.hidden, patchify(x, self.patch).astype(dtype), "patch_embed")
         tokens = tokens + jnp.asarray(sincos_2d(grid, self.hidden), dtype)
-        c = TimestepEmbedder(self.hidden, name="time_embed")(t)
+        c = TimestepEmbedder(self.hidden, self.time_features, name="time_embed")(t)
         if self.num_classes:
             embed = LabelEmbedder(
                 self.num_classes, self.hidden, self.label_dropout, name="label_embed"

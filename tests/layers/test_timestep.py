@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.layers.timestep import TimestepEmbedder, timestep_features
+from dit_jax.layers.timestep import Sinusoid, TimestepEmbedder
 
 
 @pytest.mark.parametrize("dim", [2, 8, 256])
@@ -14,7 +14,7 @@ def test_features_equal_the_formula(dim):
     for time in t:
         angles = [time * 10000 ** (-i / (dim // 2)) for i in range(dim // 2)]
         expected.append([np.cos(a) for a in angles] + [np.sin(a) for a in angles])
-    features = timestep_features(jnp.asarray(t, jnp.float32), dim)
+    features = Sinusoid(dim)(jnp.asarray(t, jnp.float32))
     assert features.dtype == jnp.float32
     # A float32 angle of 999 is known to 999 * 6e-8 = 6e-5, and its frequency as well.
     tolerance = 1e-6 + 2e-7 * t[:, None]
@@ -27,25 +27,25 @@ def test_features_equal_the_twins():
 
     t = np.arange(0, 1000, 7, dtype=np.float32)
     expected = timestep_embedding(torch.tensor(t)).numpy()
-    error = np.abs(timestep_features(jnp.asarray(t)) - expected)
+    error = np.abs(Sinusoid()(jnp.asarray(t)) - expected)
     assert (error <= 1e-6 + 2e-7 * t[:, None]).all()  # As above.
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bfloat16, jnp.float32])
 def test_features_are_float32_whatever_the_time(dtype):
     t = jnp.array([0, 1, 128], dtype)
-    features = timestep_features(t)
+    features = Sinusoid()(t)
     assert features.dtype == jnp.float32
-    np.testing.assert_array_equal(features, timestep_features(t.astype(jnp.float32)))
+    np.testing.assert_array_equal(features, Sinusoid()(t.astype(jnp.float32)))
 
 
 def test_embedder_is_two_layers_with_silu_between():
-    model = TimestepEmbedder(16)
+    model = TimestepEmbedder(16, Sinusoid())
     t = jnp.array([0.0, 3.0, 700.0])
     params = model.init(jax.random.key(0), t)["params"]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
-    x = np.asarray(timestep_features(t), np.float64)
+    x = np.asarray(Sinusoid()(t), np.float64)
     x = x @ params["fc1"]["kernel"] + params["fc1"]["bias"]
     x = x / (1 + np.exp(-x))
     expected = x @ params["fc2"]["kernel"] + params["fc2"]["bias"]

@@ -1,0 +1,136 @@
+"""Whole conversions: a PyTorch file to a folder of this library's, and back."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from dit_jax.errors import InputError
+from dit_jax.interop.engine import make_plan, to_torch
+from dit_jax.interop.files import StateDict, open_state_dict
+from dit_jax.interop.layout import Found, Layout
+from dit_jax.interop.layouts import choose_export, choose_layout
+from dit_jax.interop.store import Converted, Source, write_converted
+from dit_jax.interop.writing import write_state_dict
+from dit_jax.presets import create_model, find_preset
+
+
+def convert_from_torch(
+    file: str,
+    out: str,
+    *,
+    model: str | None = None,
+    layout: str | None = None,
+    group: str | None = None,
+    num_classes: int | None = None,
+    reinitialise: Sequence[str] = (),
+) -> list[str]:
+    """Converts a PyTorch checkpoint into a folder that `dit_jax.load` opens.
+
+    Tensors are read, carried over and written one at a time. A failure leaves nothing behind.
+
+    Args:
+      file: `.pt`, `.pth`, `.bin`, `.ckpt` or `.safetensors`, a shard index, or a folder with one.
+      out: folder to make.
+      model: preset that the file must be; read off the tensors by default.
+      layout: whose keys these are; recognised by default.
+      group: which of the file's state dicts; `ema` by default where there is one.
+      num_classes: number of classes, where it is not to be the file's.
+      reinitialise: beginnings of the paths of parameters to initialise anew.
+
+    Returns:
+      What was done, a line each.
+
+    Raises:
+      InputError: lists everything in the file that does not fit.
+    """
+    target = pathlib.Path(out).expanduser()
+    if target.exists():
+        raise InputError(f"'{out}' is there already: choose another folder")
+    state = open_state_dict(file, group)
+    family = choose_layout(state.shapes, layout, model and find_preset(model).layout)
+    found = _change_model(family.describe(state.shapes, _config(family, state)), model, num_classes)
+    plan = make_plan(family.entries(found), state.shapes, found.abstract(), reinitialise)
+    source = Source(
+        pathlib.Path(file).name, _sha256(state.files), family.name, state.group, family.licence
+    )
+    scratch = target.with_name(target.name + ".incomplete")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        write_converted(str(scratch), plan, state.tensors, found, source)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    chosen = f", its '{state.group}' weights" if state.group else ""
+    others = f" (not {', '.join(state.passed_over)})" if state.passed_over else ""
+    return [f"{source.file}{chosen}{others}, read as {family.name}", *plan.report()]
+
+
+def convert_to_torch(
+    folder: str, file: str, *, layout: str | None = None, ema: float | None | str = "first"
+) -> list[str]:
+    """Converts a run, or converted weights, into a PyTorch file.
+
+    Args:
+      folder: a run folder, one of its checkpoints, or what `convert_from_torch` made.
+      file: `.safetensors`, `.pt`, `.pth` or `.bin`; or a folder to make, for layouts of code bases
+        that load folders.
+      layout: whose keys to write: by default those it came with, or the first that fit the model.
+      ema: which parameters of a run: the first EMA by default, one decay, or None for the raw ones.
+
+    Returns:
+      What was done, a line each.
+
+    Raises:
+      InputError: the model has no such layout, or the file is there already.
+    """
+    saved = Converted(folder, ema)
+    family = choose_export(saved.found, layout or (saved.source and saved.source.layout))
+    entries = family.entries(saved.found)
+    tensors = [
+        *to_torch(entries, saved.found.abstract(), saved.dtypes, saved.read),
+        *saved.carried(entries),
+    ]
+    note = dataclasses.asdict(saved.source) if saved.source else {}
+    write_state_dict(file, tensors, family, saved.found, {k: str(v) for k, v in note.items() if v})
+    return [f"{len(tensors)} tensors written to {file} as {family.name}"]
+
+
+def _config(family: Layout, state: StateDict) -> dict[str, Any]:
+    """The configuration beside the file, if its code base puts one there."""
+    path = state.files[0].parent / (family.config or "")
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _change_model(found: Found, model: str | None, num_classes: int | None) -> Found:
+    """Exchanges the model that the shapes tell of by the one that was asked for."""
+    if model is None and num_classes is None:
+        return found
+    if found.experiment is None:
+        raise InputError(f"this is a {type(found.module).__name__}: it has no presets or classes")
+    module = found.module
+    if model is not None:
+        process, made_by = find_preset(model).process, found.experiment.process
+        if type(process) is not type(made_by):
+            raise InputError(
+                f"{model} is learned by a {type(process).__name__} process, and this layout's "
+                f"models by a {type(made_by).__name__} one"
+            )
+        module = create_model(model, num_classes=module.num_classes)
+    if num_classes is not None:
+        module = module.clone(num_classes=num_classes)
+    data = dataclasses.replace(found.experiment.data, classes=module.num_classes)
+    experiment = dataclasses.replace(found.experiment, model=module, data=data)
+    return dataclasses.replace(found, module=module, experiment=experiment)
+
+
+def _sha256(files: Sequence[pathlib.Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,94 @@
+"""Writing state dicts to disk, a tensor at a time."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from rich.progress import track
+
+from dit_jax.errors import InputError
+from dit_jax.interop.engine import TorchTensor
+from dit_jax.interop.files import import_torch
+from dit_jax.interop.layout import Found, Layout
+
+_SAFETENSORS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def write_state_dict(
+    target: str,
+    tensors: Sequence[TorchTensor],
+    layout: Layout,
+    found: Found,
+    metadata: dict[str, str],
+) -> None:
+    """Writes a state dict as one file, or as the folder that a code base loads.
+
+    Args:
+      target: `.safetensors`, `.pt`, `.pth` or `.bin`; without a suffix a folder.
+      tensors: what to write; each is made when its turn comes.
+      layout: the family, which knows the folder's configuration.
+      found: the model.
+      metadata: kept in the header of a safetensors file.
+
+    Raises:
+      InputError: the target is there already or of an unknown kind, or this family has no folders.
+    """
+    path = pathlib.Path(target).expanduser()
+    if path.exists():
+        raise InputError(f"'{target}' is there already: choose another name")
+    if path.suffix == ".safetensors":
+        _write_safetensors(path, tensors, metadata)
+    elif path.suffix in (".pt", ".pth", ".bin"):
+        _write_pickle(path, tensors, metadata)
+    elif path.suffix:
+        raise InputError(f"'{target}': write .safetensors, .pt, .pth, .bin or a folder")
+    elif layout.config is None:
+        raise InputError(f"'{layout.name}' is a layout of single files: name {target}.safetensors")
+    else:
+        path.mkdir(parents=True)
+        config = json.dumps(layout.write_config(found), indent=2)
+        (path / layout.config).write_text(config + "\n")
+        _write_safetensors(path / layout.weights, tensors, metadata)
+
+
+def _write_safetensors(
+    path: pathlib.Path, tensors: Sequence[TorchTensor], metadata: dict[str, str]
+) -> None:
+    """The format is a header of offsets and then the bytes, so it can be written as it comes."""
+    header, offset = {"__metadata__": {"format": "pt", **metadata}}, 0
+    for tensor in tensors:
+        size = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
+        header[tensor.key] = {
+            "dtype": _SAFETENSORS[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # So that the data begin aligned.
+    scratch = path.with_name(path.name + ".incomplete")
+    try:
+        with scratch.open("wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            for tensor in track(tensors, "writing", transient=True):
+                stream.write(np.ascontiguousarray(tensor.make()).tobytes())
+        scratch.rename(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _write_pickle(
+    path: pathlib.Path, tensors: Sequence[TorchTensor], metadata: dict[str, str]
+) -> None:
+    """Goes through a safetensors file, which PyTorch maps, so that memory holds no whole model."""
+    torch = import_torch()
+    import safetensors
+
+    mapped = path.with_name(path.name + ".safetensors")
+    try:
+        _write_safetensors(mapped, tensors, metadata)
+        with safetensors.safe_open(mapped, "pt") as handle:
+            torch.save({tensor.key: handle.get_tensor(tensor.key) for tensor in tensors}, path)
+    finally:
+        mapped.unlink(missing_ok=True)
