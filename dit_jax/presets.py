@@ -6,9 +6,11 @@ from typing import Any
 
 import flax.linen as nn
 
-from dit_jax.diffusion import Flow, Gaussian, Process
+from dit_jax.diffusion import Flow, Gaussian, LogitNormal, Process
 from dit_jax.errors import InputError
-from dit_jax.models import DiT
+from dit_jax.layers.mlp import SwiGLU
+from dit_jax.layers.rope import AxialRope
+from dit_jax.models import DDT, DiT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +34,26 @@ class Preset:
 _SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 # SiT is DiT's network, dead variance channels included, on a flow whose time runs from noise.
 _PROCESSES = {"DiT": Gaussian(), "SiT": Flow(data_time=1)}
+_LOGNORMAL_FLOW = Flow(time=LogitNormal(), data_time=1)
+# DDT (arXiv 2504.05741): blocks of the encoder and of the decoder.
+_DDT = {"B": (8, 4), "L": (20, 4), "XL": (22, 6)}
 
 
 def _dit(size: str, patch: int) -> DiT:
     depth, hidden, heads = _SIZES[size]
     return DiT(patch=patch, hidden=hidden, depth=depth, heads=heads)
+
+
+def _lightning_dit(size: str, patch: int) -> DiT:
+    """LightningDiT (arXiv 2501.01423) as released: RMSNorm, SwiGLU, RoPE; no learned variance."""
+    parts = {"norm": "rms", "ffn": SwiGLU(), "rope": AxialRope(), "learn_sigma": False}
+    return _dit(size, patch).clone(**parts)
+
+
+def _ddt(size: str) -> DDT:
+    _, hidden, heads = _SIZES[size]
+    encoder, decoder = _DDT[size]
+    return DDT(hidden=hidden, heads=heads, encoder_depth=encoder, decoder_depth=decoder)
 
 
 PRESETS: dict[str, Preset] = {
@@ -45,6 +62,14 @@ PRESETS: dict[str, Preset] = {
     for size in _SIZES
     for patch in (2, 4, 8)
 }
+# In the latents of VA-VAE, which are 16 x 16 x 32 at 256 px.
+PRESETS |= {
+    f"LightningDiT-{size}/{patch}": Preset(
+        _lightning_dit(size, patch), _LOGNORMAL_FLOW, "lightning-dit", (16, 16, 32)
+    )
+    for size, patch in (("B", 1), ("B", 2), ("L", 2), ("XL", 1), ("XL", 2))
+}
+PRESETS |= {f"DDT-{size}/2": Preset(_ddt(size), _LOGNORMAL_FLOW, "ddt") for size in _DDT}
 
 
 def find_preset(name: str) -> Preset:

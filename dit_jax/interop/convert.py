@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dit_jax.errors import InputError
-from dit_jax.interop.engine import make_plan, to_torch
+from dit_jax.interop.engine import make_plan
 from dit_jax.interop.files import StateDict, open_state_dict
 from dit_jax.interop.layout import Found, Layout
 from dit_jax.interop.layouts import choose_export, choose_layout
@@ -89,11 +89,7 @@ def convert_to_torch(
     """
     saved = Converted(folder, ema)
     family = choose_export(saved.found, layout or (saved.source and saved.source.layout))
-    entries = family.entries(saved.found)
-    tensors = [
-        *to_torch(entries, saved.found.abstract(), saved.dtypes, saved.read),
-        *saved.carried(entries),
-    ]
+    tensors = saved.tensors(family.entries(saved.found))
     note = dataclasses.asdict(saved.source) if saved.source else {}
     write_state_dict(file, tensors, family, saved.found, {k: str(v) for k, v in note.items() if v})
     return [f"{len(tensors)} tensors written to {file} as {family.name}"]

@@ -14,8 +14,8 @@ from dit_jax.errors import InputError
 from dit_jax.interop.layout import Shapes
 from dit_jax.interop.rules import Carried, Entry, Fixed, Rule
 
-# Tables of sines come from libraries that round the last bit differently.
-_FIXED_TOLERANCE = 1e-6
+# Tables of sines come from libraries that round differently, some of them already the angles.
+_FIXED_TOLERANCE = 1e-5
 _SHOWN = 20
 
 
@@ -50,7 +50,7 @@ class Plan:
         for piece in self.pieces:
             counts[piece.rule.action] += len(piece.keys)
         lines = [f"{_count(n, 'tensor')} {action}" for action, n in sorted(counts.items())]
-        lines += [f"left out {fixed.key}: {fixed.reason}" for fixed in self.fixed]
+        lines += [f"checked {fixed.key}: {fixed.reason}" for fixed in self.fixed]
         lines += [f"kept aside {key}: {reason}" for key, reason in self.carried.items()]
         return lines + [f"initialised anew {path}" for path in self.fresh]
 

@@ -17,7 +17,7 @@ SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".index.json")
 # Wrappers that leave their name before every key: DataParallel and torch.compile.
 _PREFIXES = ("module.", "_orig_mod.")
 # What training scripts call the weights to sample with, then the others, in order of preference.
-_GROUPS = ("ema", "model", "state_dict")
+_GROUPS = ("ema", "ema_denoiser", "model", "denoiser", "state_dict")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,7 @@ def open_state_dict(path: str | pathlib.Path, group: str | None = None) -> State
         merged = {key: value for part in parts for key, value in part.tensors.items()}
         return StateDict(merged, parts[0].group, parts[0].passed_over, tuple(shards))
     tree = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+    tree = _by_module(tree)
     chosen, passed_over = _choose_group(tree, group, path)
     tensors = _flatten(tree[chosen] if chosen else tree)
     if not tensors:
@@ -165,6 +166,18 @@ def import_torch() -> Any:
             "PyTorch files need PyTorch: pip install 'dit_jax[torch]', or use .safetensors"
         ) from error
     return torch
+
+
+def _by_module(tree: Any) -> Any:
+    """Takes apart a Lightning checkpoint, whose one state dict holds a model and its average."""
+    inner = tree.get("state_dict") if isinstance(tree, Mapping) else None
+    if not isinstance(inner, Mapping):
+        return tree
+    modules: dict[str, dict] = {}
+    for key, value in inner.items():
+        module, _, rest = key.partition(".")
+        modules.setdefault(module, {})[rest] = value
+    return modules if modules.keys() & {"denoiser", "ema_denoiser"} else tree
 
 
 def _choose_group(tree: Any, group: str | None, path: pathlib.Path) -> tuple[str | None, tuple]:

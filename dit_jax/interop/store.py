@@ -1,7 +1,8 @@
 """Converted weights on disk, written and read one layer at a time."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,10 +13,10 @@ from rich.progress import track
 from dit_jax import serialization
 from dit_jax.checkpoint import Checkpoints, ema_item, newest
 from dit_jax.errors import InputError
-from dit_jax.interop.engine import Plan, TorchTensor, by_path, to_jax
+from dit_jax.interop.engine import Plan, TorchTensor, by_path, to_jax, to_torch
 from dit_jax.interop.files import StoredTensor
 from dit_jax.interop.layout import Found
-from dit_jax.interop.rules import Carried, Entry
+from dit_jax.interop.rules import Entry, Fixed, Rule
 from dit_jax.models.inputs import example_inputs
 
 _PARAMS, _CARRIED = "params", "carried"
@@ -59,13 +60,14 @@ def write_converted(
         path: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtypes.get(path, leaf.dtype)))
         for path, leaf in targets.items()
     }
+    # Fixed tables go along too: their last bits are not those that are computed here.
     carried = {
         key: jax.ShapeDtypeStruct(tensors[key].shape, jnp.dtype(tensors[key].dtype))
-        for key in plan.carried
+        for key in (*plan.carried, *(fixed.key for fixed in plan.fixed))
     }
     items = {_PARAMS: _unflatten(new)} | ({_CARRIED: carried} if carried else {})
     checkpoints = Checkpoints(folder)
-    checkpoints.reserve(items, _metadata(found, source, list(plan.carried)))
+    checkpoints.reserve(items, _metadata(found, source, list(carried)))
     arrays = {path: checkpoints.array(0, _PARAMS, path, leaf) for path, leaf in new.items()}
 
     def write(path: str, layer: int | None, value: np.ndarray) -> None:
@@ -114,18 +116,27 @@ class Converted:
         """Reads one layer of a parameter, or all of it."""
         return self._arrays[path][slice(None) if layer is None else layer].read().result()
 
-    def carried(self, entries: Iterable[Entry]) -> Iterator[TorchTensor]:
-        """Lists the tensors that came along unused, where the layout knows them."""
-        if not any(isinstance(entry, Carried) for entry in entries):
-            return
-        for key in self._metadata.get(_CARRIED, ()):
-            array = self._checkpoints.array(self._step, _CARRIED, key)
-            yield TorchTensor(
-                key,
-                tuple(array.shape),
-                array.dtype.numpy_dtype,
-                lambda array=array: array.read().result(),
-            )
+    def tensors(self, entries: Iterable[Entry]) -> list[TorchTensor]:
+        """Lists the tensors of the state dict that `entries` describe."""
+        entries = list(entries)
+        listed = list(to_torch(entries, self.found.abstract(), self.dtypes, self.read))
+        carried = [key for key in self._metadata.get(_CARRIED, ()) if _takes(entries, key)]
+        listed = [tensor for tensor in listed if tensor.key not in carried]
+        return listed + [self._carried(key) for key in carried]
+
+    def _carried(self, key: str) -> TorchTensor:
+        array = self._checkpoints.array(self._step, _CARRIED, key)
+        read = lambda: array.read().result()  # noqa: E731
+        return TorchTensor(key, tuple(array.shape), array.dtype.numpy_dtype, read)
+
+
+def _takes(entries: Iterable[Entry], key: str) -> bool:
+    """Whether a layout has a place for a tensor that came along."""
+    return any(
+        entry.key == key if isinstance(entry, Fixed) else bool(re.fullmatch(entry.pattern, key))
+        for entry in entries
+        if not isinstance(entry, Rule)
+    )
 
 
 def _metadata(found: Found, source: Source, carried: list[str]) -> dict[str, Any]:

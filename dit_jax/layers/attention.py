@@ -1,10 +1,14 @@
 """Multi-head self-attention: the projections around a token mixer."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 
-from dit_jax.attention.mixer import TokenMixer
-from dit_jax.layers.linear import linear
+from dit_jax.attention import Full, TokenMixer
+from dit_jax.layers.linear import Init, linear
+from dit_jax.layers.norm import RMSNorm
+from dit_jax.layers.rope import AxialRope
 
 
 class SelfAttention(nn.Module):
@@ -13,15 +17,29 @@ class SelfAttention(nn.Module):
     Attributes:
       heads: number of heads; must divide the width.
       mixer: how queries meet keys.
+      qk_norm: normalise queries and keys per head, before rotation (RMSNorm).
+      rope: rotary position embedding of queries and keys.
+      bias: biases of queries, keys and values.
+      initial: initialisation of the projections.
     """
 
     heads: int
-    mixer: TokenMixer
+    mixer: TokenMixer = dataclasses.field(default_factory=Full)
+    qk_norm: bool = False
+    rope: AxialRope | None = None
+    bias: bool = True
+    initial: Init = "xavier"
 
     @nn.compact
     def __call__(self, x: jax.Array, grid: tuple[int, ...]) -> jax.Array:
         """Maps tokens [B, N, D] on `grid` to tokens [B, N, D]."""
         width = x.shape[-1]
-        qkv = linear((3, self.heads, width // self.heads), x, "qkv")
-        mixed = self.mixer(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], grid)
-        return linear(width, mixed, "out", axis=(-2, -1))
+        shape = (3, self.heads, width // self.heads)
+        qkv = linear(shape, x, "qkv", bias=self.bias, init=self.initial)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        if self.qk_norm:
+            q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
+        if self.rope is not None:
+            q, k = self.rope(q, grid), self.rope(k, grid)
+        mixed = self.mixer(q, k, v, grid)
+        return linear(width, mixed, "out", axis=(-2, -1), init=self.initial)

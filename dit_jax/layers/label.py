@@ -1,8 +1,12 @@
 """Class labels as vectors, dropped at random for classifier-free guidance."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from dit_jax.errors import InputError
 
 
 def drop_labels(key: jax.Array, label: jax.Array, rate: float, null: int) -> jax.Array:
@@ -33,3 +37,31 @@ class LabelEmbedder(nn.Module):
         return nn.Embed(self.num_classes + 1, self.hidden, embedding_init=normal, name="table")(
             label
         )
+
+
+def add_label(
+    c: jax.Array, condition: dict[str, Any], num_classes: int, dropout: float, train: bool
+) -> jax.Array:
+    """Adds the embedded label to a condition vector [B, D] of the calling module.
+
+    Nothing is added for an unconditional model, `num_classes` 0.
+
+    Raises:
+      InputError: there is no label.
+    """
+    if not num_classes:
+        return c
+    if "label" not in condition:
+        raise InputError(
+            f"this model has {num_classes} classes and was called without 'label': "
+            f"pass {{'label': int32 [B]}}, or set num_classes=0"
+        )
+    embed = LabelEmbedder(num_classes, c.shape[-1], dropout, name="label_embed")
+    return c + embed(condition["label"], train)
+
+
+def null_label(condition: dict[str, Any], num_classes: int) -> dict[str, Any]:
+    """Returns the condition with the null label in place of every label."""
+    if not num_classes:
+        return condition
+    return condition | {"label": jnp.full_like(condition["label"], num_classes)}

@@ -4,33 +4,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dit_jax.layers.linear import linear
-
-
-def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """Normalises the last axis without learned scale or bias; statistics in float32."""
-    y = x.astype(jnp.float32)
-    y = y - y.mean(axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
-    return y.astype(x.dtype)
+from dit_jax.layers.linear import Init, linear
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """Returns x * (1 + scale) + shift for tokens [B, N, D] and vectors [B, D]."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    """Returns x * (1 + scale) + shift for tokens [B, N, D] and vectors that broadcast to them."""
+    return x * (1 + scale) + shift
 
 
-class AdaLNZero(nn.Module):
-    """Modulation vectors from the condition, zero at initialisation (DiT, arXiv 2212.09748).
+class AdaLN(nn.Module):
+    """Modulation vectors from the condition; adaLN-Zero, by default (DiT, arXiv 2212.09748).
 
     Attributes:
       vectors: how many vectors of the condition's width to produce.
+      activate: apply SiLU to the condition first.
+      initial: zero, so that a block starts as the identity, or another.
     """
 
     vectors: int
+    activate: bool = True
+    initial: Init = "zero"
 
     @nn.compact
     def __call__(self, c: jax.Array) -> list[jax.Array]:
-        """Maps the condition [B, D] to `vectors` arrays [B, D]."""
-        modulation = linear(self.vectors * c.shape[-1], nn.silu(c), "linear", zero=True)
+        """Maps a condition [B, D] to `vectors` arrays [B, 1, D], or one a token [B, N, D] alike."""
+        c = c[:, None] if c.ndim == 2 else c
+        c = nn.silu(c) if self.activate else c
+        modulation = linear(self.vectors * c.shape[-1], c, "linear", init=self.initial)
         return jnp.split(modulation, self.vectors, axis=-1)

@@ -1,6 +1,7 @@
 """Whole backbones, one family a file."""
 
+from dit_jax.models.ddt import DDT
 from dit_jax.models.dit import DiT
 from dit_jax.models.output import Output
 
-__all__ = ["DiT", "Output"]
+__all__ = ["DDT", "DiT", "Output"]

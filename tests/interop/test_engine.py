@@ -154,7 +154,7 @@ def test_the_report_says_what_happens_to_every_tensor():
         "1 tensor copied",
         "2 tensors rearranged, stacked",
         "2 tensors tied",
-        "left out e: zero",
+        "checked e: zero",
         "kept aside f.1: unused",
         "initialised anew d",
     ]

@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.layers.modulation import AdaLNZero, layer_norm, modulate
+from dit_jax.layers.modulation import AdaLN, modulate
+from dit_jax.layers.norm import layer_norm
 
 
 def test_layer_norm_equals_a_loop_over_tokens():
@@ -34,19 +35,29 @@ def test_layer_norm_of_bfloat16_takes_float32_statistics():
 
 def test_modulate_shifts_and_scales_each_sample():
     rng = np.random.default_rng(0)
-    x, shift, scale = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 4)), rng.normal(size=(2, 4))
+    x, shift, scale = (rng.normal(size=(2, n, 4)) for n in (3, 1, 1))
     y = modulate(x, shift, scale)
     for b, n, d in np.ndindex(2, 3, 4):
-        assert np.isclose(y[b, n, d], x[b, n, d] * (1 + scale[b, d]) + shift[b, d])
+        assert np.isclose(y[b, n, d], x[b, n, d] * (1 + scale[b, 0, d]) + shift[b, 0, d])
 
 
 def test_adaln_is_silu_then_linear_split_in_order():
     c = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
-    model = AdaLNZero(3)
+    model = AdaLN(3)
     params = model.init(jax.random.key(0), c)["params"]
     assert all((vector == 0).all() for vector in model.apply({"params": params}, c))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
     whole = c / (1 + np.exp(-c)) @ params["linear"]["kernel"] + params["linear"]["bias"]
     for i, vector in enumerate(model.apply({"params": params}, c)):
-        np.testing.assert_allclose(vector, whole[:, 4 * i : 4 * i + 4], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(vector[:, 0], whole[:, 4 * i : 4 * i + 4], rtol=1e-5, atol=1e-5)
+
+
+def test_adaln_takes_a_condition_a_token():
+    c = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    model = AdaLN(2, activate=False, initial="xavier")
+    params = model.init(jax.random.key(0), c)["params"]
+    vectors = model.apply({"params": params}, c)
+    for n in range(3):
+        for vector, alone in zip(vectors, model.apply({"params": params}, c[:, n])):
+            np.testing.assert_allclose(vector[:, n], alone[:, 0], rtol=1e-5, atol=1e-6)

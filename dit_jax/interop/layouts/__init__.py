@@ -2,12 +2,21 @@
 
 from dit_jax.errors import InputError
 from dit_jax.interop.layout import Found, Layout, Shapes
+from dit_jax.interop.layouts.ddt import DDTLayout
 from dit_jax.interop.layouts.diffusers_dit import DiffusersDiTLayout
 from dit_jax.interop.layouts.dit import DiTLayout
+from dit_jax.interop.layouts.lightning_dit import LightningDiTLayout
 from dit_jax.interop.layouts.repa import REPALayout
 from dit_jax.interop.layouts.sit import SiTLayout
 
-LAYOUTS: tuple[Layout, ...] = (DiTLayout(), SiTLayout(), REPALayout(), DiffusersDiTLayout())
+LAYOUTS: tuple[Layout, ...] = (
+    DiTLayout(),
+    SiTLayout(),
+    REPALayout(),
+    DiffusersDiTLayout(),
+    LightningDiTLayout(),
+    DDTLayout(),
+)
 
 
 def choose_layout(shapes: Shapes, wanted: str | None, preset: str | None) -> Layout:

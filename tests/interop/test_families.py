@@ -1,0 +1,78 @@
+"""Every family that has a PyTorch twin: equal outputs, equal layers, and back bit for bit."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dit_jax.layers.context import Context
+
+torch = pytest.importorskip("torch")
+
+from tests.interop import parity  # noqa: E402
+from tests.torch_twins import ddt, dit, lightning_dit, repa  # noqa: E402
+
+SIZES = {"input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 128, "num_heads": 2}
+PATCHES = {"input_size": 4, "patch_size": 1, "in_channels": 8, "hidden_size": 128, "num_heads": 2}
+INDICES = np.array([3.0, 500.0, 999.0], np.float32)
+TIMES = np.array([0.02, 0.5, 0.97], np.float32)
+
+# Layout, twin, times in the model's clock, and the stacks its blocks became.
+FAMILIES = {
+    "dit": (lambda: dit.DiT(**SIZES, depth=3, num_classes=10), INDICES, ["blocks"]),
+    "sit": (lambda: dit.SiT(**SIZES, depth=3, num_classes=10), TIMES, ["blocks"]),
+    "repa": (
+        lambda: repa.SiT(**SIZES, depth=3, num_classes=10, encoder_depth=2, projector_size=16),
+        TIMES,
+        ["blocks"],
+    ),
+    "lightning-dit": (
+        lambda: lightning_dit.LightningDiT(**PATCHES, depth=3, num_classes=10),
+        TIMES,
+        ["blocks"],
+    ),
+    "lightning-dit with qk-norm": (
+        lambda: lightning_dit.LightningDiT(**PATCHES, depth=3, num_classes=10, qk_norm=True),
+        TIMES,
+        ["blocks"],
+    ),
+    "ddt": (
+        lambda: ddt.DDT(
+            **SIZES | {"input_size": 32, "patch_size": 8},
+            encoder_depth=8,
+            decoder_depth=4,
+            num_classes=10,
+        ),
+        TIMES,
+        ["encoder", "decoder"],
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    make, times, stacks = FAMILIES[request.param]
+    twin = ddt.randomise_(make(), seed=0).eval()
+    folder = tmp_path_factory.mktemp("family")
+    layout = request.param.split(" ")[0]
+    return twin, parity.converted(twin, folder, layout=layout), folder, times, stacks
+
+
+def test_output_and_gradient_are_the_twins(family):
+    twin, run, _, times, _ = family
+    parity.check_output_and_gradient(run, twin, times)
+
+
+def test_every_layer_is_the_twins(family):
+    twin, run, _, times, stacks = family
+    side = run.shape[0] // run.model.patch
+
+    def context(vector):
+        return Context(vector, jnp.asarray(times), {}, (side, side), False)
+
+    parity.check_layers(run, twin, stacks, context, times)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_there_and_back_is_bit_equal(family, suffix):
+    twin, _, folder, _, _ = family
+    parity.check_round_trip(folder, twin, f"back{suffix}")
