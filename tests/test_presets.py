@@ -22,7 +22,8 @@ IMAGENET = {
     "dit_xl_imagenet512": "DiT-XL/2",
     "sit_xl_imagenet256": "SiT-XL/2",
 }
-# DiT's parameters at 256 px, the frozen position table included (shared/specs/dit.md).
+# Parameters at 256 px by the released code's layers, the frozen position table included; DiT's by
+# patch 2, 4 and 8.
 PARAMETERS = {
     "S": (32_963_360, 32_945_024, 33_148_160),
     "B": (130_512_416, 130_475_648, 130_881_536),
@@ -31,18 +32,35 @@ PARAMETERS = {
 }
 
 
-def test_the_presets_are_the_tables_of_two_papers():
-    assert set(PRESETS) == {
-        f"{f}-{s}/{p}" for f in ("DiT", "SiT") for s in PARAMETERS for p in (2, 4, 8)
-    }
+OTHER_PARAMETERS = {
+    "LightningDiT-B/1": 130_556_192,
+    "LightningDiT-B/2": 130_556_288,
+    "LightningDiT-L/2": 458_153_056,
+    "LightningDiT-XL/1": 675_256_736,
+    "LightningDiT-XL/2": 675_256_832,
+    "DDT-B/2": 130_262_800,
+    "DDT-L/2": 457_648_144,
+    "DDT-XL/2": 674_646_352,
+}
+
+
+def test_the_presets_are_the_papers_tables():
+    families = {f"{f}-{s}/{p}" for f in ("DiT", "SiT") for s in PARAMETERS for p in (2, 4, 8)}
+    assert set(PRESETS) == families | OTHER_PARAMETERS.keys()
 
 
 @pytest.mark.parametrize("size", PARAMETERS)
-@pytest.mark.parametrize(("column", "patch"), enumerate((2, 4, 8)))
+@pytest.mark.parametrize(("column", "patch"), list(enumerate((2, 4, 8))))
 def test_parameters_are_as_published(size, column, patch):
     for family in ("DiT", "SiT"):  # SiT keeps the dead variance channels.
         preset = find_preset(f"{family}-{size}/{patch}")
         assert count_parameters(preset.model, preset.shape) == PARAMETERS[size][column]
+
+
+@pytest.mark.parametrize("name", OTHER_PARAMETERS)
+def test_parameters_of_later_families_are_as_released(name):
+    preset = find_preset(name)
+    assert count_parameters(preset.model, preset.shape) == OTHER_PARAMETERS[name]
 
 
 def test_the_512_px_model_has_a_larger_table():
