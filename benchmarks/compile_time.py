@@ -64,7 +64,7 @@ def compile_step(depth: int) -> tuple[float, float]:
     return middle - begin, time.perf_counter() - middle
 
 
-def training_step(depth: int) -> tuple[Any, tuple[Any, Any]]:
+def training_step(depth: int) -> tuple[Any, tuple[Any, Any, Any]]:
     """The jitted step as the training loop has it, and its abstract arguments."""
     model = create_model("DiT-S/2", depth=depth)
     optimizer = AdamW().build(steps=1_000_000)
@@ -85,11 +85,11 @@ def training_step(depth: int) -> tuple[Any, tuple[Any, Any]]:
     }
     jitted = jax.jit(
         step,
-        in_shardings=(shardings, layout.batch),
+        in_shardings=(shardings, layout.batch, layout.replicated),
         out_shardings=(shardings, layout.replicated),
         donate_argnums=0,
     )
-    return jitted, (state, batch)
+    return jitted, (state, batch, {})
 
 
 def summary(depth: int, values: list[tuple[float, float]]) -> dict:

@@ -307,7 +307,7 @@ class Ours:
         full = make_step(model, process, latents, optimizer, accumulation=1, seed=0, layout=layout)
 
         def step(state, batch):
-            state, metrics = full(state, batch)
+            state, metrics = full(state, batch, {})
             return state, metrics["loss"]
 
         def fresh():

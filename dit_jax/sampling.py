@@ -97,7 +97,8 @@ def sample_batches(
     layout = Layout(mesh or Parallel().mesh())
     devices = layout.mesh.devices.size
     padded = -(-batch_size // devices) * devices
-    params = jax.device_put((run.params, weak and weak.params), layout.replicated)
+    params = run.params, weak and weak.params, run.latents.load() if decode else None
+    params = jax.device_put(params, layout.replicated)
     for start in range(0, len(labels), batch_size):
         # A short batch is filled up, so that one compiled program serves all.
         rows = np.arange(start, start + padded)
@@ -186,7 +187,7 @@ def _generate(
     solver: Solver,
     guidance: Guidance | None,
     shape: tuple[int, int, int],
-    params: tuple[Any, Any],
+    params: tuple[Any, Any, Any],
     labels: jax.Array,
     seed: jax.Array,
     indices: jax.Array,
@@ -197,4 +198,4 @@ def _generate(
     elif guidance is not None:
         denoise = guidance(denoise, model.null_condition)
     x = sample_loop(process, solver, denoise, {"label": labels}, sample_keys(seed, indices), shape)
-    return x if latents is None else to_uint8(latents.decode(x))
+    return x if latents is None else to_uint8(latents.decode(params[2], x))

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -113,19 +114,21 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
     import ml_dtypes  # noqa: F401  (numpy learns bfloat16)
     import safetensors
 
+    def read(key: str) -> np.ndarray:
+        # Opened anew each time: what is mapped counts as memory until it is closed.
+        with safetensors.safe_open(path, "np") as handle:
+            return handle.get_tensor(key)
+
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     try:
-        handle = safetensors.safe_open(path, "np")
-        slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
+        with safetensors.safe_open(path, "np") as handle:
+            slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
+            described = {k: (tuple(s.get_shape()), s.get_dtype()) for k, s in slices.items()}
     except Exception as error:  # SafetensorError, or what the header's JSON made it raise.
         raise InputError(f"'{path}' is damaged or no safetensors file: {error}") from error
     return {
-        key: StoredTensor(
-            tuple(part.get_shape()),
-            names.get(part.get_dtype(), part.get_dtype()),
-            lambda key=key: handle.get_tensor(key),
-        )
-        for key, part in slices.items()
+        key: StoredTensor(shape, names.get(dtype, dtype), functools.partial(read, key))
+        for key, (shape, dtype) in described.items()
     }
 
 

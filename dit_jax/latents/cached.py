@@ -35,12 +35,12 @@ class CachedVAE(Latents):
             )
         return height, width, channels // 2
 
-    def encode(self, key, images):
+    def encode(self, params, key, images):
         mean, log_variance = jnp.split(images.astype(jnp.float32), 2, axis=-1)
         std = jnp.exp(jnp.clip(log_variance, -30, 20) / 2)
         return self.scale * (mean + std * jax.random.normal(key, mean.shape))
 
-    def decode(self, x):
+    def decode(self, params, x):
         """Raises InputError: the decoder is not part of cached latents."""
         raise InputError(
             "cached latents have no decoder: sample with decode=False to get the latents"

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -22,10 +23,18 @@ class Latents(abc.ABC):
     def shape(self, source: tuple[int, int, int]) -> tuple[int, int, int]:
         """Shape [h, w, c] of a latent, given a source's array shape [H, W, C]."""
 
+    def load(self) -> Any:
+        """Reads the parameters that `encode` and `decode` need; nothing where they need none.
+
+        Raises:
+          InputError: they are not where they should be.
+        """
+        return {}
+
     @abc.abstractmethod
-    def encode(self, key: jax.Array, images: jax.Array) -> jax.Array:
+    def encode(self, params: Any, key: jax.Array, images: jax.Array) -> jax.Array:
         """Maps a batch as the source delivers it to latents [B, h, w, c], float32."""
 
     @abc.abstractmethod
-    def decode(self, x: jax.Array) -> jax.Array:
+    def decode(self, params: Any, x: jax.Array) -> jax.Array:
         """Maps latents [B, h, w, c] to images [B, H, W, C] in [-1, 1], float32."""

@@ -18,9 +18,9 @@ class Pixels(Latents):
     def shape(self, source):
         return source
 
-    def encode(self, key, images):
-        del key
+    def encode(self, params, key, images):
+        del params, key
         return images.astype(jnp.float32) / 127.5 - 1
 
-    def decode(self, x):
+    def decode(self, params, x):
         return x

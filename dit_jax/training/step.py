@@ -16,7 +16,7 @@ from dit_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
 
 
 def make_loss(model: nn.Module, process: Process) -> Callable[..., tuple[jax.Array, Metrics]]:
@@ -52,7 +52,9 @@ def make_step(
     seed: int,
     layout: Layout,
 ) -> Step:
-    """Returns step(state, batch) -> (state, metrics), to be jitted.
+    """Returns step(state, batch, frozen) -> (state, metrics), to be jitted.
+
+    `frozen` is what `latents.load()` gave: parameters that are used and not trained.
 
     Everything random is a function of (seed, state.step), and is drawn for the whole batch before
     it is cut up, so that neither devices nor accumulation change it (but label dropout, which the
@@ -60,8 +62,8 @@ def make_step(
     """
     gradient = jax.value_and_grad(make_loss(model, process), has_aux=True)
 
-    def draw(step: jax.Array, batch: Batch) -> dict[str, Any]:
-        x0 = latents.encode(key_for(seed, step, Purpose.ENCODE), batch["image"])
+    def draw(step: jax.Array, batch: Batch, frozen: Any) -> dict[str, Any]:
+        x0 = latents.encode(frozen, key_for(seed, step, Purpose.ENCODE), batch["image"])
         return {
             "x0": x0,
             "noise": jax.random.normal(key_for(seed, step, Purpose.NOISE), x0.shape),
@@ -69,9 +71,9 @@ def make_step(
             "condition": {"label": batch["label"]},
         }
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, frozen: Any) -> tuple[TrainState, Metrics]:
         with use_layout(layout):
-            example = draw(state.step, batch)
+            example = draw(state.step, batch, frozen)
             key = key_for(seed, state.step, Purpose.DROPOUT)
             (loss, metrics), grads = _accumulate(gradient, state.params, example, key, accumulation)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -14,7 +14,7 @@ from dit_jax.run import Run
 from dit_jax.training.folder import claim_folder
 from dit_jax.training.fresh import abstract_state, fresh_state
 from dit_jax.training.state import TrainState, new_state, state_shardings, with_shardings
-from dit_jax.training.step import Batch, Step, make_step
+from dit_jax.training.step import Batch, Metrics, Step, make_step
 from dit_jax.training.warm_start import warm_start
 
 
@@ -41,7 +41,8 @@ class Trainer:
         self.optimizer = experiment.optimizer.build(training.steps)
         self.abstract = abstract_state(experiment)
         self.shardings = state_shardings(self.layout, self.optimizer, self.abstract)
-        self.step = self._compile()
+        self._latents = jax.device_put(experiment.latents.load(), self.layout.replicated)
+        self._step = self._compile()
 
     def state(self) -> TrainState:
         """Reads the newest checkpoint; else builds the state before the first step."""
@@ -74,6 +75,10 @@ class Trainer:
         )
         return to_device(host, self.layout.batch, e.loader.ahead)
 
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Takes one step; the old state's memory becomes the new one's."""
+        return self._step(state, batch, self._latents)
+
     def run(self, step: int, state: TrainState) -> Run:
         """The run as it stands, with its first average as parameters."""
         e = self.experiment
@@ -92,7 +97,7 @@ class Trainer:
         )
         return jax.jit(
             step,
-            in_shardings=(self.shardings, self.layout.batch),
+            in_shardings=(self.shardings, self.layout.batch, self.layout.replicated),
             out_shardings=(self.shardings, self.layout.replicated),
             donate_argnums=0,
         )

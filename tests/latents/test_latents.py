@@ -14,13 +14,13 @@ KEY = jax.random.key(0)
 def test_all_256_values_come_back_from_pixels(transform):
     values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     pixels = Pixels()
-    back = transform(lambda x: to_uint8(pixels.decode(pixels.encode(KEY, x))))(values)
+    back = transform(lambda x: to_uint8(pixels.decode({}, pixels.encode({}, KEY, x))))(values)
     assert back.dtype == jnp.uint8
     np.testing.assert_array_equal(back, values)
 
 
 def test_pixels_lie_between_minus_one_and_one():
-    ends = Pixels().encode(KEY, np.array([0, 255], np.uint8).reshape(1, 1, 2, 1))
+    ends = Pixels().encode({}, KEY, np.array([0, 255], np.uint8).reshape(1, 1, 2, 1))
     np.testing.assert_array_equal(np.ravel(ends), [-1, 1])
     assert ends.dtype == jnp.float32
     assert Pixels().shape((8, 6, 3)) == (8, 6, 3) and Pixels().decodes
@@ -34,7 +34,7 @@ def moments(mean, log_variance, count=20_000):
 
 def test_cached_latents_are_draws_of_the_scaled_posterior():
     mean, log_variance, scale = np.array([1.5, -2.0]), np.array([0.0, np.log(4.0)]), 0.3
-    x = np.asarray(CachedVAE(scale).encode(KEY, moments(mean, log_variance)))
+    x = np.asarray(CachedVAE(scale).encode({}, KEY, moments(mean, log_variance)))
     assert x.shape == (20_000, 1, 1, 2) and x.dtype == np.float32
     # Four standard errors of a mean and of a standard deviation, over 20,000 draws.
     std = scale * np.exp(log_variance / 2)
@@ -47,15 +47,15 @@ def test_encoding_is_mean_plus_std_times_noise():
     rng = np.random.default_rng(0)
     mean, log_variance = rng.normal(size=(2, 3, 4, 5, 2)).astype(np.float32)
     noise = np.asarray(jax.random.normal(KEY, mean.shape))
-    x = CachedVAE().encode(KEY, np.concatenate([mean, log_variance], axis=-1))
+    x = CachedVAE().encode({}, KEY, np.concatenate([mean, log_variance], axis=-1))
     expected = 0.18215 * (mean + np.exp(log_variance / 2) * noise)
     np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_encoding_follows_its_key():
     records = moments([0, 0], [0, 0], count=4)
-    one, again = (CachedVAE().encode(KEY, records) for _ in range(2))
-    other = CachedVAE().encode(jax.random.key(1), records)
+    one, again = (CachedVAE().encode({}, KEY, records) for _ in range(2))
+    other = CachedVAE().encode({}, jax.random.key(1), records)
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 1e-3
 
@@ -63,17 +63,17 @@ def test_encoding_follows_its_key():
 @pytest.mark.parametrize(("log_variance", "clipped"), [(-1e4, -30.0), (1e4, 20.0)])
 def test_extreme_variances_are_clipped(log_variance, clipped):
     mean = [0.0, 0.0]
-    extreme = CachedVAE().encode(KEY, moments(mean, [log_variance] * 2, count=3))
-    bound = CachedVAE().encode(KEY, moments(mean, [clipped] * 2, count=3))
+    extreme = CachedVAE().encode({}, KEY, moments(mean, [log_variance] * 2, count=3))
+    bound = CachedVAE().encode({}, KEY, moments(mean, [clipped] * 2, count=3))
     assert np.isfinite(extreme).all() and (np.asarray(extreme) != 0).all()
     np.testing.assert_array_equal(extreme, bound)
 
 
 def test_half_precision_records_are_computed_in_float32():
     records = moments([1.0, 2.0], [0.0, 0.0], count=3)
-    x = CachedVAE().encode(KEY, records.astype(np.float16))
+    x = CachedVAE().encode({}, KEY, records.astype(np.float16))
     assert x.dtype == jnp.float32
-    np.testing.assert_allclose(x, CachedVAE().encode(KEY, records), rtol=1e-6)
+    np.testing.assert_allclose(x, CachedVAE().encode({}, KEY, records), rtol=1e-6)
 
 
 def test_cached_latents_have_half_the_channels():
@@ -89,4 +89,4 @@ def test_an_odd_number_of_channels_is_refused(channels):
 def test_cached_latents_cannot_be_decoded():
     assert not CachedVAE().decodes
     with pytest.raises(InputError, match="no decoder: sample with decode=False"):
-        CachedVAE().decode(jnp.zeros((1, 4, 4, 4)))
+        CachedVAE().decode({}, jnp.zeros((1, 4, 4, 4)))

@@ -52,13 +52,13 @@ def run_steps(model=MODEL, parallel=WHOLE, devices=None, steps=4, accumulation=1
     )
     step = jax.jit(
         step,
-        in_shardings=(shardings, layout.batch),
+        in_shardings=(shardings, layout.batch, layout.replicated),
         out_shardings=(shardings, layout.replicated),
         donate_argnums=0,
     )
     losses = []
     for i in range(steps):
-        state, metrics = step(state, batch_of(i))
+        state, metrics = step(state, batch_of(i), {})
         losses.append(float(metrics["loss"]))
     return np.array(losses), state, metrics
 
@@ -106,7 +106,7 @@ def test_step_is_the_written_out_update():
     state = new_state(params, OPTIMIZER, (0.5,)).replace(step=jnp.int32(7))
     step = make_step(model, process, Pixels(), OPTIMIZER, accumulation=1, seed=seed, layout=layout)
     batch = batch_of(0)
-    after, metrics = jax.jit(step)(state, batch)
+    after, metrics = jax.jit(step)(state, batch, {})
 
     x0 = jnp.asarray(batch["image"], jnp.float32) / 127.5 - 1
     noise = jax.random.normal(key_for(seed, 7, Purpose.NOISE), x0.shape)
@@ -160,7 +160,7 @@ def test_cached_latents_are_drawn_anew_each_step():
     latents = CachedVAE(scale=1.0)
     moments = jnp.zeros((2, 4, 4, 8))
     first, again, other = (
-        latents.encode(key_for(0, step, Purpose.ENCODE), moments) for step in (0, 0, 1)
+        latents.encode({}, key_for(0, step, Purpose.ENCODE), moments) for step in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)

@@ -19,6 +19,18 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
+def find_layout(name: str) -> Layout:
+    """Returns the layout of that name.
+
+    Raises:
+      InputError: there is none.
+    """
+    for layout in LAYOUTS:
+        if layout.name == name:
+            return layout
+    raise InputError(f"no layout '{name}': choose one of {_names()}")
+
+
 def choose_layout(shapes: Shapes, wanted: str | None, preset: str | None) -> Layout:
     """Returns the layout that a file's tensors fit.
 
@@ -33,7 +45,7 @@ def choose_layout(shapes: Shapes, wanted: str | None, preset: str | None) -> Lay
     fitting = {layout.name: layout for layout in LAYOUTS if layout.matches(shapes)}
     names = " or ".join(fitting)
     if wanted is not None:
-        _known(wanted)
+        find_layout(wanted)
     if not fitting:
         some = ", ".join(sorted(shapes)[:3])
         raise InputError(f"no known family has keys such as {some}: choose one of {_names()}")
@@ -54,17 +66,12 @@ def choose_export(found: Found, wanted: str | None) -> Layout:
     """
     able = {layout.name: layout for layout in LAYOUTS if layout.exports(found)}
     if wanted is not None:
-        _known(wanted)
+        find_layout(wanted)
     if not able:
         raise InputError(f"no layout is known for this {type(found.module).__name__}")
     if wanted is not None and wanted not in able:
         raise InputError(f"this model cannot be written as {wanted}, but as {', '.join(able)}")
     return able[wanted] if wanted else next(iter(able.values()))
-
-
-def _known(name: str) -> None:
-    if name not in [layout.name for layout in LAYOUTS]:
-        raise InputError(f"no layout '{name}': choose one of {_names()}")
 
 
 def _names() -> str:
