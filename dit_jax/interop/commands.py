@@ -18,6 +18,7 @@ class FromTorch:
       group: which of the file's state dicts; `ema` by default where there is one.
       num_classes: number of classes, where it is not to be the file's.
       reinitialise: beginnings of the paths of parameters to initialise anew, such as label_embed.
+      vae: folder of the converted autoencoder that this model's samples are latents of.
     """
 
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
@@ -27,6 +28,7 @@ class FromTorch:
     group: str | None = None
     num_classes: int | None = None
     reinitialise: tuple[str, ...] = ()
+    vae: str | None = None
 
     def __call__(self) -> list[str]:
         from dit_jax.interop.convert import convert_from_torch

@@ -15,6 +15,7 @@ from dit_jax.interop.layout import Found, Layout
 from dit_jax.interop.layouts import choose_export, choose_layout
 from dit_jax.interop.store import Converted, Source, write_converted
 from dit_jax.interop.writing import write_state_dict
+from dit_jax.latents.vae import VAE, AutoencoderKL
 from dit_jax.presets import create_model, find_preset
 
 
@@ -27,6 +28,7 @@ def convert_from_torch(
     group: str | None = None,
     num_classes: int | None = None,
     reinitialise: Sequence[str] = (),
+    vae: str | None = None,
 ) -> list[str]:
     """Converts a PyTorch checkpoint into a folder that `dit_jax.load` opens.
 
@@ -40,6 +42,7 @@ def convert_from_torch(
       group: which of the file's state dicts; `ema` by default where there is one.
       num_classes: number of classes, where it is not to be the file's.
       reinitialise: beginnings of the paths of parameters to initialise anew.
+      vae: folder of the converted autoencoder that this model's samples are latents of.
 
     Returns:
       What was done, a line each.
@@ -53,6 +56,8 @@ def convert_from_torch(
     state = open_state_dict(file, group)
     family = choose_layout(state.shapes, layout, model and find_preset(model).layout)
     found = _change_model(family.describe(state.shapes, _config(family, state)), model, num_classes)
+    if vae is not None:
+        found = _decoded_by(vae, found)
     plan = make_plan(family.entries(found), state.shapes, found.abstract(), reinitialise)
     source = Source(
         pathlib.Path(file).name, _sha256(state.files), family.name, state.group, family.licence
@@ -121,6 +126,31 @@ def _change_model(found: Found, model: str | None, num_classes: int | None) -> F
     data = dataclasses.replace(found.experiment.data, classes=module.num_classes)
     experiment = dataclasses.replace(found.experiment, model=module, data=data)
     return dataclasses.replace(found, module=module, experiment=experiment)
+
+
+def _decoded_by(folder: str, found: Found) -> Found:
+    """Lets an autoencoder decode a model's samples."""
+    autoencoder = Converted(folder, ema=None).found
+    if found.experiment is None or not isinstance(autoencoder.module, AutoencoderKL):
+        raise InputError(f"--vae '{folder}': give the folder of a VAE, and convert a model of it")
+    settings = autoencoder.notes["latent_space"]
+    latents = VAE(
+        folder,
+        autoencoder.module,
+        scale=settings["scaling_factor"],
+        shift=settings.get("shift_factor") or 0.0,
+    )
+    height, width, channels = found.inputs[1].shape[1:]
+    if channels != autoencoder.module.latent_channels:
+        raise InputError(
+            f"--vae '{folder}' has latents of {autoencoder.module.latent_channels} channels, and "
+            f"this model's have {channels}"
+        )
+    factor = autoencoder.module.factor
+    images = (height * factor, width * factor, autoencoder.module.image_channels)
+    data = dataclasses.replace(found.experiment.data, array_shape=images)
+    experiment = dataclasses.replace(found.experiment, latents=latents, data=data)
+    return dataclasses.replace(found, experiment=experiment)
 
 
 def _sha256(files: Sequence[pathlib.Path]) -> str:

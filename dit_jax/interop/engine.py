@@ -88,6 +88,9 @@ def make_plan(
     entries, fresh = list(entries), tuple(fresh)
     targets = by_path(abstract)
     unused = set(shapes)
+    paths = [entry.path for entry in entries if isinstance(entry, Rule)]
+    if unknown := [path for path in paths if path not in targets]:
+        raise InputError(f"the table has rules for parameters that are not there: {unknown}")
     problems: list[str] = []
     pieces: list[Piece] = []
     for rule in (entry for entry in entries if isinstance(entry, Rule)):

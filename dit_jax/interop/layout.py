@@ -21,11 +21,13 @@ class Found:
       module: the model.
       inputs: example inputs for `module.init`, the key included.
       experiment: for a diffusion model, all that it takes to sample it; its data are absent.
+      notes: what else its file says, as JSON values: kept with the weights, for the way back.
     """
 
     module: nn.Module
     inputs: tuple[Any, ...]
     experiment: Experiment | None = None
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def abstract(self) -> Any:
         """Shapes and dtypes of the parameters; computes nothing."""

@@ -140,7 +140,7 @@ def _takes(entries: Iterable[Entry], key: str) -> bool:
 
 
 def _metadata(found: Found, source: Source, carried: list[str]) -> dict[str, Any]:
-    metadata = {"source": dataclasses.asdict(source), _CARRIED: carried}
+    metadata = {"source": dataclasses.asdict(source), "notes": found.notes, _CARRIED: carried}
     metadata["shape"] = list(found.inputs[1].shape[1:])
     if found.experiment is None:
         return metadata | {"module": serialization.to_json(found.module)}
@@ -148,11 +148,13 @@ def _metadata(found: Found, source: Source, carried: list[str]) -> dict[str, Any
 
 
 def _saved(metadata: dict[str, Any]) -> Found:
+    notes = metadata.get("notes", {})
     if "experiment" in metadata:
         experiment = serialization.from_json(metadata["experiment"])
-        return Found(experiment.model, example_inputs(tuple(metadata["shape"])), experiment)
+        inputs = example_inputs(tuple(metadata["shape"]))
+        return Found(experiment.model, inputs, experiment, notes)
     module = serialization.from_json(metadata["module"])
-    return Found(module, (jax.random.key(0), jnp.zeros((1, *metadata["shape"]))))
+    return Found(module, (jax.random.key(0), jnp.zeros((1, *metadata["shape"]))), notes=notes)
 
 
 def _unflatten(by_path: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from dit_jax.errors import InputError
 from dit_jax.interop.layout import Found, Layout, Shapes
 from dit_jax.interop.layouts.ddt import DDTLayout
 from dit_jax.interop.layouts.diffusers_dit import DiffusersDiTLayout
+from dit_jax.interop.layouts.diffusers_vae import DiffusersVAELayout
 from dit_jax.interop.layouts.dit import DiTLayout
 from dit_jax.interop.layouts.lightning_dit import LightningDiTLayout
 from dit_jax.interop.layouts.repa import REPALayout
@@ -16,6 +17,7 @@ LAYOUTS: tuple[Layout, ...] = (
     DiffusersDiTLayout(),
     LightningDiTLayout(),
     DDTLayout(),
+    DiffusersVAELayout(),
 )
 
 

@@ -1,8 +1,8 @@
 """Stable Diffusion's autoencoder as diffusers keeps it (AutoencoderKL; arXiv 2112.10752)."""
 
-import dataclasses
 import re
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,22 +27,11 @@ _OPTIONAL = ("shift_factor", "latents_mean", "latents_std", "force_upcast")
 _FOREIGN = ("quantize.", "bn.", "decoder.condition_encoder.")
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundVAE(Found):
-    """An autoencoder with what its file says beside the network.
-
-    Attributes:
-      attention: names of the attention's projections in the file.
-      latent_space: entries of its configuration that are the latent space's, such as
-        `scaling_factor`.
-    """
-
-    attention: tuple[str, ...] = _ATTENTION
-    latent_space: dict[str, Any] = dataclasses.field(default_factory=_LATENT_SPACE.copy)
-
-
 class DiffusersVAELayout(Layout):
     """Keys and configuration of diffusers' AutoencoderKL.
+
+    The spelling of its attention and what its configuration says of the latent space, such as
+    `scaling_factor`, are noted for the way back.
 
     A state dict does not say into how many groups its norms divide channels: the configuration
     does, and without one it is Stable Diffusion's 32.
@@ -86,22 +75,19 @@ class DiffusersVAELayout(Layout):
         old = f"decoder.mid_block.attentions.0.{_ATTENTION_2022[0]}.weight" in shapes
         known = {*_LATENT_SPACE, *_OPTIONAL}
         latent_space = _LATENT_SPACE | {k: v for k, v in config.items() if k in known}
-        return FoundVAE(
-            module,
-            (
-                jax.random.key(0),
-                jnp.zeros((1, module.factor, module.factor, module.image_channels)),
-            ),
-            attention=_ATTENTION_2022 if old else _ATTENTION,
-            latent_space=latent_space,
-        )
+        images = jnp.zeros((1, module.factor, module.factor, module.image_channels))
+        notes = {
+            "attention": list(_ATTENTION_2022 if old else _ATTENTION),
+            "latent_space": latent_space,
+        }
+        return Found(module, (jax.random.key(0), images), notes=notes)
 
     def exports(self, found):
         return isinstance(found.module, AutoencoderKL)
 
     def entries(self, found):
         module = found.module
-        attention = found.attention if isinstance(found, FoundVAE) else _ATTENTION
+        attention = found.notes.get("attention", _ATTENTION)
         up, rules = module.channels[::-1], []
         for side in ("encoder", "decoder"):
             rules += _conv(f"{side}.conv_in", f"{side}/conv_in")
@@ -126,7 +112,6 @@ class DiffusersVAELayout(Layout):
     def write_config(self, found):
         module = found.module
         levels = len(module.channels)
-        latent_space = found.latent_space if isinstance(found, FoundVAE) else _LATENT_SPACE
         return {
             "_class_name": "AutoencoderKL",
             "act_fn": "silu",
@@ -140,7 +125,7 @@ class DiffusersVAELayout(Layout):
             "up_block_types": ["UpDecoderBlock2D"] * levels,
             "use_post_quant_conv": module.use_quant_conv,
             "use_quant_conv": module.use_quant_conv,
-            **latent_space,
+            **found.notes.get("latent_space", _LATENT_SPACE),
         }
 
 
@@ -187,7 +172,7 @@ def _level(source: str, path: str, layers: int, changes: bool) -> list[Entry]:
     return rules
 
 
-def _mid(source: str, path: str, attention: tuple[str, ...]) -> list[Entry]:
+def _mid(source: str, path: str, attention: Sequence[str]) -> list[Entry]:
     *qkv, out = (f"{source}.attentions.0.{name}" for name in attention)
     return [
         *_residual(f"{source}.resnets.0", f"{path}/block_0", False),

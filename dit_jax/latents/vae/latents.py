@@ -21,6 +21,7 @@ class VAE(Latents):
       weights: folder of its converted weights.
       model: the autoencoder; Stable Diffusion's by default.
       scale: factor that brings latents to unit variance; 0.18215 for Stable Diffusion's.
+      shift: mean of the latents, taken off before they are scaled, as for SD3's and FLUX's.
       tile: side of the tiles, in pixels of the latent, in which larger images are encoded and
         decoded to save memory.
     """
@@ -28,6 +29,7 @@ class VAE(Latents):
     weights: str
     model: AutoencoderKL = dataclasses.field(default_factory=AutoencoderKL)
     scale: float = 0.18215
+    shift: float = 0.0
     tile: int = 64
 
     @property
@@ -50,14 +52,15 @@ class VAE(Latents):
             moments, images, factor=self.model.factor, tile=self.tile, overlap=self.tile // 4
         )
         noise = jax.random.normal(key, mean.shape)
-        return self.scale * (mean + jnp.exp(log_variance / 2) * noise)
+        return self.scale * (mean + jnp.exp(log_variance / 2) * noise - self.shift)
 
     def decode(self, params, x):
         def images(x: jax.Array) -> jax.Array:
             return self.model.apply({"params": params}, x, method="decode")
 
+        x = x / self.scale + self.shift
         return tiled_decode(
-            images, x / self.scale, factor=self.model.factor, tile=self.tile, overlap=self.tile // 4
+            images, x, factor=self.model.factor, tile=self.tile, overlap=self.tile // 4
         )
 
 
