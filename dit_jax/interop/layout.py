@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -73,3 +74,9 @@ class Layout(abc.ABC):
     def write_config(self, found: Found) -> dict[str, Any]:
         """The configuration that goes beside the weights, where `config` names one."""
         raise NotImplementedError
+
+
+def count_layers(shapes: Shapes, prefix: str) -> int:
+    """Number of layers whose keys begin with `prefix`, a dot and their number."""
+    numbers = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", key) for key in shapes)
+    return 1 + max(int(found[1]) for found in numbers if found)

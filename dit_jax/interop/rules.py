@@ -120,6 +120,18 @@ def linear(source: str, path: str, *, bias: bool = True, **options: Any) -> list
     return rules + [tensor(f"{source}.bias", f"{path}/bias", **options)] * bias
 
 
+def conv(source: str, path: str, **options: Any) -> list[Rule]:
+    """Rules for a convolution: PyTorch keeps [out, in, h, w], Flax [h, w, in, out]."""
+    kernel = tensor(f"{source}.weight", f"{path}/kernel", "o i h w -> h w i o", **options)
+    return [kernel, tensor(f"{source}.bias", f"{path}/bias", **options)]
+
+
+def norm(source: str, path: str, **options: Any) -> list[Rule]:
+    """Rules for a norm with a learned scale and bias."""
+    names = (("weight", "scale"), ("bias", "bias"))
+    return [tensor(f"{source}.{one}", f"{path}/{other}", **options) for one, other in names]
+
+
 def patch_embed(source: str, path: str, patch: int) -> list[Rule]:
     """Rules for a convolution of stride `patch`, here a linear layer over flattened patches."""
     kernel = tensor(

@@ -6,8 +6,8 @@ The file does not say how many of its blocks are the encoder's: of 28 the paper'
 
 from dit_jax.diffusion import ClassifierFree, Euler, Flow, LogitNormal, Sampling
 from dit_jax.errors import InputError
-from dit_jax.interop.layout import Layout, Shapes
-from dit_jax.interop.layouts.dit import count_layers, found_dit
+from dit_jax.interop.layout import Layout, Shapes, count_layers
+from dit_jax.interop.layouts.dit import found_dit
 from dit_jax.interop.layouts.sit import is_flow
 from dit_jax.interop.rules import Entry, Rule, fused_qkv, linear, merge_heads, tensor
 from dit_jax.models import DDT

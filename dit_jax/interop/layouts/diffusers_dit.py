@@ -6,8 +6,8 @@ DiT-XL/2` reads weights that were trained by DiT's code and copied into this lay
 """
 
 from dit_jax.diffusion import DDPM, ClassifierFree, Gaussian, Sampling
-from dit_jax.interop.layout import Layout, Shapes
-from dit_jax.interop.layouts.dit import count_layers, found_dit, heads_of
+from dit_jax.interop.layout import Layout, Shapes, count_layers
+from dit_jax.interop.layouts.dit import found_dit, heads_of
 from dit_jax.interop.rules import linear, merge_heads, patch_embed, separate_qkv, tensor
 from dit_jax.layers.timestep import Sinusoid
 from dit_jax.models import DiT

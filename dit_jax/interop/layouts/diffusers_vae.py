@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.errors import InputError
-from dit_jax.interop.layout import Found, Layout, Shapes
-from dit_jax.interop.layouts.dit import count_layers
-from dit_jax.interop.rules import Entry, Rule, merge_heads, separate_qkv, tensor
+from dit_jax.interop.layout import Found, Layout, Shapes, count_layers
+from dit_jax.interop.rules import Entry, conv, merge_heads, norm, separate_qkv
 from dit_jax.latents.vae import AutoencoderKL
 
 # Names of the attention's projections: queries, keys, values, output. The files of 2022, to which
@@ -90,23 +89,23 @@ class DiffusersVAELayout(Layout):
         attention = found.notes.get("attention", _ATTENTION)
         up, rules = module.channels[::-1], []
         for side in ("encoder", "decoder"):
-            rules += _conv(f"{side}.conv_in", f"{side}/conv_in")
+            rules += conv(f"{side}.conv_in", f"{side}/conv_in")
             rules += _mid(f"{side}.mid_block", f"{side}/mid", attention)
-            rules += _norm(f"{side}.conv_norm_out", f"{side}/norm_out")
-            rules += _conv(f"{side}.conv_out", f"{side}/conv_out")
+            rules += norm(f"{side}.conv_norm_out", f"{side}/norm_out")
+            rules += conv(f"{side}.conv_out", f"{side}/conv_out")
         for i, changes in enumerate(_changes(module.channels)):
             source, path = f"encoder.down_blocks.{i}", f"encoder/down_{i}"
             rules += _level(source, path, module.layers, changes)
             if i < len(up) - 1:
-                rules += _conv(f"{source}.downsamplers.0.conv", f"{path}/downsample")
+                rules += conv(f"{source}.downsamplers.0.conv", f"{path}/downsample")
         for i, changes in enumerate(_changes(up)):
             source, path = f"decoder.up_blocks.{i}", f"decoder/up_{i}"
             rules += _level(source, path, module.layers + 1, changes)
             if i < len(up) - 1:
-                rules += _conv(f"{source}.upsamplers.0.conv", f"{path}/upsample")
+                rules += conv(f"{source}.upsamplers.0.conv", f"{path}/upsample")
         if module.use_quant_conv:
-            rules += _conv("quant_conv", "quant_conv")
-            rules += _conv("post_quant_conv", "post_quant_conv")
+            rules += conv("quant_conv", "quant_conv")
+            rules += conv("post_quant_conv", "post_quant_conv")
         return rules
 
     def write_config(self, found):
@@ -176,7 +175,7 @@ def _mid(source: str, path: str, attention: Sequence[str]) -> list[Entry]:
     *qkv, out = (f"{source}.attentions.0.{name}" for name in attention)
     return [
         *_residual(f"{source}.resnets.0", f"{path}/block_0", False),
-        *_norm(f"{source}.attentions.0.group_norm", f"{path}/attention/norm"),
+        *norm(f"{source}.attentions.0.group_norm", f"{path}/attention/norm"),
         *separate_qkv(qkv, f"{path}/attention/qkv", heads=1),
         *merge_heads(out, f"{path}/attention/out", heads=1),
         *_residual(f"{source}.resnets.1", f"{path}/block_1", False),
@@ -186,15 +185,6 @@ def _mid(source: str, path: str, attention: Sequence[str]) -> list[Entry]:
 def _residual(source: str, path: str, shortcut: bool) -> list[Entry]:
     rules = []
     for i in (1, 2):
-        rules += _norm(f"{source}.norm{i}", f"{path}/norm{i}")
-        rules += _conv(f"{source}.conv{i}", f"{path}/conv{i}")
-    return rules + _conv(f"{source}.conv_shortcut", f"{path}/shortcut") * shortcut
-
-
-def _conv(source: str, path: str) -> list[Rule]:
-    kernel = tensor(f"{source}.weight", f"{path}/kernel", "o i h w -> h w i o")
-    return [kernel, tensor(f"{source}.bias", f"{path}/bias")]
-
-
-def _norm(source: str, path: str) -> list[Rule]:
-    return [tensor(f"{source}.weight", f"{path}/scale"), tensor(f"{source}.bias", f"{path}/bias")]
+        rules += norm(f"{source}.norm{i}", f"{path}/norm{i}")
+        rules += conv(f"{source}.conv{i}", f"{path}/conv{i}")
+    return rules + conv(f"{source}.conv_shortcut", f"{path}/shortcut") * shortcut

@@ -1,14 +1,13 @@
 """DiT's own files (facebookresearch/DiT; Peebles & Xie, arXiv 2212.09748)."""
 
 import math
-import re
 
 import flax.linen as nn
 
 from dit_jax.data import Absent
 from dit_jax.diffusion import DDPM, ClassifierFree, Gaussian, Process, Sampling
 from dit_jax.experiment import Experiment, RunFolder, Training
-from dit_jax.interop.layout import Found, Layout, Shapes
+from dit_jax.interop.layout import Found, Layout, Shapes, count_layers
 from dit_jax.interop.rules import (
     Entry,
     Fixed,
@@ -93,12 +92,6 @@ def dit_of(shapes: Shapes) -> DiT:
 def heads_of(width: int) -> int:
     """Number of heads that the family cuts a width into, which no tensor's shape tells."""
     return _HEADS.get(width, width // 64)
-
-
-def count_layers(shapes: Shapes, prefix: str) -> int:
-    """Number of layers whose keys begin with `prefix`, a dot and their number."""
-    numbers = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", key) for key in shapes)
-    return 1 + max(int(found[1]) for found in numbers if found)
 
 
 def sample_shape(shapes: Shapes) -> tuple[int, int, int]:

@@ -3,8 +3,8 @@
 import numpy as np
 
 from dit_jax.diffusion import ClassifierFree, Euler, Flow, LogitNormal, Sampling
-from dit_jax.interop.layout import Layout, Shapes
-from dit_jax.interop.layouts.dit import count_layers, found_dit, sample_shape
+from dit_jax.interop.layout import Layout, Shapes, count_layers
+from dit_jax.interop.layouts.dit import found_dit, sample_shape
 from dit_jax.interop.layouts.sit import is_flow
 from dit_jax.interop.rules import (
     Fixed,

@@ -1,0 +1,65 @@
+"""Every layout, the PyTorch model that it is measured against, and the measurement."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from dit_jax.interop.convert import convert_from_torch
+from tests.interop import parity
+from tests.interop.test_diffusers_dit import Wrapped, randomised_model
+from tests.interop.test_families import FAMILIES
+from tests.latents.vae import test_autoencoder
+from tests.latents.vae.vae_helpers import make_pair
+from tests.torch_twins import ddt
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Relative errors, and whether the state dict came back bit for bit."""
+
+    output: float
+    gradient: float
+    round_trip: bool
+
+
+def _twin(name, folder):
+    make, times, _ = FAMILIES[name]
+    twin = ddt.randomise_(make(), seed=0).eval()
+    run = parity.converted(twin, folder, layout=name.split(" ")[0])
+    return _measured(run, twin, twin, times, folder)
+
+
+def _diffusers_dit(folder):
+    model = randomised_model()
+    run = parity.converted(model, folder, layout="diffusers-dit")
+    return _measured(run, Wrapped(model), model, np.array([3.0, 500.0, 999.0], np.float32), folder)
+
+
+def _vae(folder):
+    twin, module, params = make_pair()
+    twin.save_pretrained(folder / "theirs")
+    convert_from_torch(str(folder / "theirs"), str(folder / "run"))
+    both = zip(("encode", "decode"), test_autoencoder.inputs(module))
+    errors = [test_autoencoder.errors(twin, module, params, name, x) for name, x in both]
+    output, gradient = map(max, zip(*errors))
+    return Measured(output, gradient, _comes_back(folder, twin))
+
+
+def _measured(run, called, model, times, folder):
+    return Measured(*parity.errors(run, called, times), _comes_back(folder, model))
+
+
+def _comes_back(folder, model):
+    try:
+        parity.check_round_trip(folder, model, "back.safetensors")
+    except AssertionError:
+        return False
+    return True
+
+
+PEERS = {
+    name: ("a twin from the paper's code", functools.partial(_twin, name)) for name in FAMILIES
+}
+PEERS["diffusers-dit"] = ("diffusers' DiTTransformer2DModel", _diffusers_dit)
+PEERS["diffusers-vae"] = ("diffusers' AutoencoderKL", _vae)
