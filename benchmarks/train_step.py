@@ -21,7 +21,8 @@ waited for at the end. MFU counts three forward passes (dit_jax.flops) and the b
         [--dtype float32] [--profile DIR]
     python benchmarks/train_step.py --device gpu --repeats 7 --steps 20    # bfloat16; XL/2 too
 
-Needs torch and diffusers (pip install -e ".[torch,peers]"); torch.compile needs a C++ compiler (CPU) or triton (GPU).
+Needs torch and diffusers: pip install -e ".[torch,peers]"; torch.compile needs a C++ compiler on
+a CPU, triton on a GPU.
 """
 
 import argparse

@@ -1,17 +1,20 @@
 """Which of a file's weights are taken, and as whose."""
 
 import argparse
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import dit_jax
+from dit_jax.diffusion import Flow
 from dit_jax.errors import InputError
-from dit_jax.interop.convert import convert_from_torch
+from dit_jax.interop.convert import convert_from_torch, convert_to_torch
 
 torch = pytest.importorskip("torch")
 
-from tests.torch_twins import ddt  # noqa: E402
+from tests.torch_twins import ddt, repa  # noqa: E402
 from tests.torch_twins import dit as twins  # noqa: E402
 
 SIZES = {
@@ -71,3 +74,43 @@ def test_a_lightning_checkpoint_gives_its_average(tmp_path):
     np.testing.assert_array_equal(
         params["final"]["linear"]["bias"].reshape(8, 8, 4)[0, 0], bias[:4] + 1
     )
+
+
+def command(*arguments):
+    line = [sys.executable, "-m", "dit_jax", "convert", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_converts_and_reports(twin, tmp_path):
+    file = saved(tmp_path, twin.state_dict())
+    done = command("from-torch", file, str(tmp_path / "run"), "--layout", "sit")
+    assert done.returncode == 0, done.stderr
+    assert "model.pt, read as sit" in done.stdout
+    assert "checked pos_embed: sines that the model computes" in done.stdout
+    assert isinstance(dit_jax.load(str(tmp_path / "run")).process, Flow)
+
+
+def test_the_command_says_what_was_wrong_in_one_line(tmp_path):
+    done = command("from-torch", str(tmp_path / "none.pt"), str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"error: no file '{tmp_path / 'none.pt'}'"]
+
+
+def test_a_run_of_our_own_goes_out_and_comes_back(tmp_path):
+    """A flow in the library's clock is written as REPA's, whose clock is the same."""
+    sizes = {key: SIZES[key] for key in ("input_size", "patch_size", "in_channels", "hidden_size")}
+    twin = repa.SiT(**sizes, depth=2, num_heads=2, num_classes=10, projector_size=8)
+    file = saved(tmp_path, twin.state_dict())
+    convert_from_torch(file, str(tmp_path / "run"))
+    lines = convert_to_torch(str(tmp_path / "run"), str(tmp_path / "back.pt"))
+    assert lines[0].endswith("as repa")
+    with pytest.raises(InputError, match="cannot be written as dit, but as repa"):
+        convert_to_torch(str(tmp_path / "run"), str(tmp_path / "dit.pt"), layout="dit")
+    with pytest.raises(InputError, match="no layout 'rapa': choose one of"):
+        convert_to_torch(str(tmp_path / "run"), str(tmp_path / "x.pt"), layout="rapa")
+    with pytest.raises(InputError, match="is a layout of single files"):
+        convert_to_torch(str(tmp_path / "run"), str(tmp_path / "folder"))
+    with pytest.raises(InputError, match="is there already"):
+        convert_to_torch(str(tmp_path / "run"), str(tmp_path / "back.pt"))
+    with pytest.raises(InputError, match="came without data"):
+        dit_jax.load(str(tmp_path / "run")).experiment.data.open()
