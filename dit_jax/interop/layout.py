@@ -3,11 +3,13 @@
 import abc
 import dataclasses
 import re
+import statistics
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+from dit_jax.errors import InputError
 from dit_jax.experiment import Experiment
 from dit_jax.interop.rules import Entry
 
@@ -80,3 +82,24 @@ def count_layers(shapes: Shapes, prefix: str) -> int:
     """Number of layers whose keys begin with `prefix`, a dot and their number."""
     numbers = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", key) for key in shapes)
     return 1 + max(int(found[1]) for found in numbers if found)
+
+
+def agreed_length(shapes: Shapes, axes: dict[str, int]) -> int:
+    """Length on which most tensors agree, so that one that is wrong is named as such later.
+
+    Args:
+      shapes: the file's tensors.
+      axes: which axis has that length, for each regular expression of keys.
+
+    Raises:
+      InputError: there are no such tensors.
+    """
+    lengths = [
+        shape[axis]
+        for key, shape in shapes.items()
+        for pattern, axis in axes.items()
+        if re.fullmatch(pattern, key) and len(shape) > axis
+    ]
+    if not lengths:
+        raise InputError(f"missing tensors such as {next(iter(axes))}: this is no whole file")
+    return statistics.mode(lengths)

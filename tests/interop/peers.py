@@ -4,11 +4,14 @@ import dataclasses
 import functools
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
-from dit_jax.interop.convert import convert_from_torch
+from dit_jax.interop.convert import convert_from_torch, convert_to_torch
 from tests.interop import parity
 from tests.interop.test_diffusers_dit import Wrapped, randomised_model
 from tests.interop.test_families import FAMILIES
+from tests.latents.rae import encoder_helpers
 from tests.latents.vae import test_autoencoder
 from tests.latents.vae.vae_helpers import make_pair
 from tests.torch_twins import ddt
@@ -46,6 +49,15 @@ def _vae(folder):
     return Measured(output, gradient, _comes_back(folder, twin))
 
 
+def _vision(name, folder):
+    twin, module, params = encoder_helpers.make_pair(name, folder)
+    errors = encoder_helpers.errors(twin, module, params, encoder_helpers.images())
+    convert_to_torch(str(folder / "ours"), str(folder / "back"))
+    one, other = (load_file(folder / side / "model.safetensors") for side in ("theirs", "back"))
+    same = one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    return Measured(*errors, same)
+
+
 def _measured(run, called, model, times, folder):
     return Measured(*parity.errors(run, called, times), _comes_back(folder, model))
 
@@ -63,3 +75,10 @@ PEERS = {
 }
 PEERS["diffusers-dit"] = ("diffusers' DiTTransformer2DModel", _diffusers_dit)
 PEERS["diffusers-vae"] = ("diffusers' AutoencoderKL", _vae)
+for name, peer in {
+    "dinov2": "Dinov2Model",
+    "dinov2 with registers": "Dinov2WithRegistersModel",
+    "siglip": "SiglipVisionModel",
+    "vit-mae": "ViTMAEModel",
+}.items():
+    PEERS[name] = (f"transformers' {peer}", functools.partial(_vision, name))

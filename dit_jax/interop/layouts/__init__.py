@@ -5,10 +5,13 @@ from dit_jax.interop.layout import Found, Layout, Shapes
 from dit_jax.interop.layouts.ddt import DDTLayout
 from dit_jax.interop.layouts.diffusers_dit import DiffusersDiTLayout
 from dit_jax.interop.layouts.diffusers_vae import DiffusersVAELayout
+from dit_jax.interop.layouts.dinov2 import Dinov2Layout
 from dit_jax.interop.layouts.dit import DiTLayout
 from dit_jax.interop.layouts.lightning_dit import LightningDiTLayout
 from dit_jax.interop.layouts.repa import REPALayout
+from dit_jax.interop.layouts.siglip import SigLIPLayout
 from dit_jax.interop.layouts.sit import SiTLayout
+from dit_jax.interop.layouts.vit_mae import ViTMAELayout
 
 LAYOUTS: tuple[Layout, ...] = (
     DiTLayout(),
@@ -18,6 +21,9 @@ LAYOUTS: tuple[Layout, ...] = (
     LightningDiTLayout(),
     DDTLayout(),
     DiffusersVAELayout(),
+    Dinov2Layout(),
+    SigLIPLayout(),
+    ViTMAELayout(),
 )
 
 

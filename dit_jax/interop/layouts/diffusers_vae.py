@@ -1,7 +1,5 @@
 """Stable Diffusion's autoencoder as diffusers keeps it (AutoencoderKL; arXiv 2112.10752)."""
 
-import re
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.errors import InputError
-from dit_jax.interop.layout import Found, Layout, Shapes, count_layers
+from dit_jax.interop.layout import Found, Layout, agreed_length, count_layers
 from dit_jax.interop.rules import Entry, conv, merge_heads, norm, separate_qkv
 from dit_jax.latents.vae import AutoencoderKL
 
@@ -62,10 +60,10 @@ class DiffusersVAELayout(Layout):
         levels = range(count_layers(shapes, "encoder.down_blocks"))
         block = r"encoder\.down_blocks\.{}\.resnets\.\d+\.(conv[12]|norm2)\.\w+"
         module = AutoencoderKL(
-            channels=tuple(_length(shapes, {block.format(i): 0}) for i in levels),
+            channels=tuple(agreed_length(shapes, {block.format(i): 0}) for i in levels),
             layers=count_layers(shapes, "encoder.down_blocks.0.resnets"),
-            latent_channels=_length(shapes, {r"(encoder\.conv_out|quant_conv)\.\w+": 0}) // 2,
-            image_channels=_length(
+            latent_channels=agreed_length(shapes, {r"(encoder\.conv_out|quant_conv)\.\w+": 0}) // 2,
+            image_channels=agreed_length(
                 shapes, {r"encoder\.conv_in\.weight": 1, r"decoder\.conv_out\.\w+": 0}
             ),
             groups=config.get("norm_num_groups", 32),
@@ -136,27 +134,6 @@ def _check_config(config: dict[str, Any]) -> None:
     activation = config.get("act_fn", "silu")
     if activation not in ("silu", "swish"):
         raise InputError(f"config.json names the activation '{activation}': only silu is known")
-
-
-def _length(shapes: Shapes, axes: dict[str, int]) -> int:
-    """Length on which most tensors agree, so that one that is wrong is named as such later.
-
-    Args:
-      shapes: the file's tensors.
-      axes: which axis has that length, for each regular expression of keys.
-
-    Raises:
-      InputError: there are no such tensors.
-    """
-    lengths = [
-        shape[axis]
-        for key, shape in shapes.items()
-        for pattern, axis in axes.items()
-        if re.fullmatch(pattern, key) and len(shape) > axis
-    ]
-    if not lengths:
-        raise InputError(f"missing tensors such as {next(iter(axes))}: this is no whole file")
-    return statistics.mode(lengths)
 
 
 def _changes(channels: tuple[int, ...]) -> list[bool]:
