@@ -10,7 +10,7 @@ from dit_jax.diffusion import Flow, Gaussian, LogitNormal, Process
 from dit_jax.errors import InputError
 from dit_jax.layers.mlp import SwiGLU
 from dit_jax.layers.rope import AxialRope
-from dit_jax.models import DDT, DiT
+from dit_jax.models import DDT, DiT, dit_moe, promoe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,9 @@ _SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28,
 # SiT is DiT's network, dead variance channels included, on a flow whose time runs from noise.
 _PROCESSES = {"DiT": Gaussian(), "SiT": Flow(data_time=1)}
 _LOGNORMAL_FLOW = Flow(time=LogitNormal(), data_time=1)
+_PROMOE_FLOW = Flow(time=LogitNormal(), time_scale=1000.0)
+# DiT-MoE (arXiv 2407.11633) adds a size.
+_MOE_SIZES = _SIZES | {"G": (40, 1408, 16)}
 # DDT (arXiv 2504.05741): blocks of the encoder and of the decoder.
 _DDT = {"B": (8, 4), "L": (20, 4), "XL": (22, 6)}
 
@@ -70,6 +73,21 @@ PRESETS |= {
     for size, patch in (("B", 1), ("B", 2), ("L", 2), ("XL", 1), ("XL", 2))
 }
 PRESETS |= {f"DDT-{size}/2": Preset(_ddt(size), _LOGNORMAL_FLOW, "ddt") for size in _DDT}
+# S and B were released with DiT's process, the larger ones with a flow in the library's own clock.
+PRESETS |= {
+    f"DiT-MoE-{size}/2-{experts}E2A": Preset(
+        dit_moe(*_MOE_SIZES[size], experts, qk_norm=size in ("XL", "G")),
+        Gaussian() if size in ("S", "B") else Flow(time=LogitNormal()),
+        "dit-moe",
+    )
+    for size, experts in (
+        *(("S", 8), ("S", 16), ("B", 8), ("B", 16)),
+        *(("L", 8), ("XL", 8), ("G", 16)),
+    )
+}
+PRESETS |= {
+    f"ProMoE-{size}": Preset(promoe(*_SIZES[size]), _PROMOE_FLOW, "promoe") for size in _SIZES
+}
 
 
 def find_preset(name: str) -> Preset:

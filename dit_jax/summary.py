@@ -1,6 +1,7 @@
 """How large a model is and what it costs."""
 
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,10 @@ import rich.console
 import rich.table
 
 from dit_jax.flops import forward_flops
+from dit_jax.layers.block import Alternate
+from dit_jax.models import DiT
 from dit_jax.models.inputs import example_inputs
+from dit_jax.moe import MoE
 from dit_jax.presets import PRESETS, Preset
 
 
@@ -17,6 +21,24 @@ def count_parameters(model: nn.Module, shape: tuple[int, int, int]) -> int:
     params = jax.eval_shape(model.init, *example_inputs(shape))["params"]
     trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     return trained + model.frozen_parameters(shape)
+
+
+def count_active(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Counts the parameters that one token meets: all but the experts it is not sent to."""
+    params = jax.eval_shape(model.init, *example_inputs(shape))["params"]
+    idle = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "/experts/" in name:
+            idle += math.prod(leaf.shape) * (1 - _mixer(model, name).active)
+    return count_parameters(model, shape) - round(idle)
+
+
+def _mixer(model: DiT, path: str) -> MoE:
+    """The channel mixer that a parameter belongs to."""
+    if isinstance(model.ffn, Alternate):
+        return model.ffn.mixers[int(re.search(r"/blocks_(\d+)/", path)[1])]
+    return model.ffn
 
 
 def print_presets() -> None:
@@ -33,6 +55,6 @@ def print_presets() -> None:
 
 def _row(preset: Preset) -> list[str]:
     parameters = count_parameters(preset.model, preset.shape)
-    active = parameters  # Every parameter of a dense model is used for every token.
+    active = count_active(preset.model, preset.shape)
     flops = forward_flops(preset.model, preset.shape)
     return [f"{parameters:,}", f"{active:,}", f"{flops / 1e9:,.2f}"]

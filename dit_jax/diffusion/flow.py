@@ -27,6 +27,7 @@ class Flow(Process):
         (SD3, arXiv 2403.03206; RAE, arXiv 2510.11690).
       data_time: the time at which the model's own clock has data: 0 as in this library, or 1 as in
         SiT, whose velocity then also has the other sign.
+      time_scale: what the model's own clock counts in a unit of time: 1000 for ProMoE.
     """
 
     path: Interpolant = dataclasses.field(default_factory=Linear)
@@ -35,6 +36,7 @@ class Flow(Process):
     time: TimeSampler = dataclasses.field(default_factory=Uniform)
     shift: float = 1.0
     data_time: Literal[0, 1] = 0
+    time_scale: float = 1.0
 
     def interval(self, training: bool) -> tuple[float, float]:
         """The times that are trained or sampled: short of the ends where a conversion divides by 0.
@@ -54,7 +56,7 @@ class Flow(Process):
         return self.path(t)
 
     def model_time(self, t):
-        return 1 - t if self.data_time == 1 else t
+        return self.time_scale * (1 - t if self.data_time == 1 else t)
 
     def grid(self, steps: int, stop: float = 0.0) -> jax.Array:
         """Returns the sampling times [steps + 1], from noise to data (or to `stop`), shifted."""

@@ -23,6 +23,7 @@ class Rule:
       pattern: how axes move, as einops writes it, from PyTorch to JAX; empty for not at all.
       sizes: lengths of axes that the pattern splits or joins, in one direction or the other.
       first: number in the state dict of the parameter's layer 0.
+      step: what the number grows by from one of the parameter's layers to the next.
       tied: number of equal copies that the state dict holds, one a layer, of a single parameter; 0
         for a parameter of its own.
     """
@@ -32,6 +33,7 @@ class Rule:
     pattern: str = ""
     sizes: tuple[tuple[str, int], ...] = ()
     first: int = 0
+    step: int = 1
     tied: int = 0
 
     @property
@@ -42,7 +44,8 @@ class Rule:
     def keys(self, layer: int | None) -> tuple[str, ...]:
         """Keys of one layer's tensors, or with None of all that make the whole parameter."""
         layers = [layer or 0] if not self.tied else range(self.tied)
-        return tuple(k.replace(LAYER, str(self.first + i)) for i in layers for k in self.source)
+        numbers = [str(self.first + self.step * i) for i in layers]
+        return tuple(key.replace(LAYER, number) for number in numbers for key in self.source)
 
     def to_jax(self, tensors: Sequence[Any]) -> Any:
         """Makes one layer's parameter of its tensors."""
@@ -157,6 +160,26 @@ def separate_qkv(sources: Sequence[str], path: str, heads: int, **options: Any) 
         Rule(weights, f"{path}/kernel", "three (h d) i -> i three h d", sizes, **options),
         Rule(biases, f"{path}/bias", "three (h d) -> three h d", sizes, **options),
     ]
+
+
+def expert_linear(
+    sources: Sequence[str], path: str, *, bias: bool, together: int = 1, **options: Any
+) -> list[Rule]:
+    """Rules for experts' linear layers, stacked; of each expert `together` layers become one.
+
+    Args:
+      sources: layers, expert by expert.
+      path: of the stacked layer.
+      bias: they have biases.
+      together: layers of an expert that are one here, with an axis between inputs and outputs.
+      **options: of all rules.
+    """
+    weights, biases = (tuple(f"{s}.{leaf}" for s in sources) for leaf in ("weight", "bias"))
+    if together > 1:
+        options["sizes"] = (("k", together),)
+        return [Rule(weights, f"{path}/kernel", "(e k) o i -> e i k o", **options)]
+    kernel = Rule(weights, f"{path}/kernel", "e o i -> e i o", **options)
+    return [kernel] + [Rule(biases, f"{path}/bias", "e o -> e o", **options)] * bias
 
 
 def merge_heads(source: str, path: str, heads: int, **options: Any) -> list[Rule]:

@@ -7,7 +7,6 @@ import jax
 
 from dit_jax.attention import Full, TokenMixer
 from dit_jax.layers.linear import Init, linear
-from dit_jax.layers.norm import RMSNorm
 from dit_jax.layers.rope import AxialRope
 
 
@@ -17,7 +16,7 @@ class SelfAttention(nn.Module):
     Attributes:
       heads: number of heads; must divide the width.
       mixer: how queries meet keys.
-      qk_norm: normalise queries and keys per head, before rotation (RMSNorm).
+      qk_norm: norm of queries and keys, a head at a time and before rotation.
       rope: rotary position embedding of queries and keys.
       bias: biases of queries, keys and values.
       initial: initialisation of the projections.
@@ -25,7 +24,7 @@ class SelfAttention(nn.Module):
 
     heads: int
     mixer: TokenMixer = dataclasses.field(default_factory=Full)
-    qk_norm: bool = False
+    qk_norm: nn.Module | None = None
     rope: AxialRope | None = None
     bias: bool = True
     initial: Init = "xavier"
@@ -37,8 +36,9 @@ class SelfAttention(nn.Module):
         shape = (3, self.heads, width // self.heads)
         qkv = linear(shape, x, "qkv", bias=self.bias, init=self.initial)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        if self.qk_norm:
-            q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
+        if self.qk_norm is not None:
+            q = self.qk_norm.clone(parent=self, name="q_norm")(q)
+            k = self.qk_norm.clone(parent=self, name="k_norm")(k)
         if self.rope is not None:
             q, k = self.rope(q, grid), self.rope(k, grid)
         mixed = self.mixer(q, k, v, grid)

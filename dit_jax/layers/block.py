@@ -4,6 +4,7 @@ import dataclasses
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from dit_jax.layers.context import Context
 from dit_jax.layers.linear import linear
@@ -35,6 +36,38 @@ class Block(nn.Module):
         y = modulate(norm(self.norm, x, "norm2"), shift2, scale2)
         mixed, aux = self.ffn(y, context)
         return x + gate2 * mixed, aux
+
+
+class Alternate(nn.Module):
+    """Channel mixers that take turns: the first block has the first, and so on, and again.
+
+    Attributes:
+      mixers: channel mixers.
+    """
+
+    mixers: tuple[nn.Module, ...]
+
+
+class BlockGroup(nn.Module):
+    """Blocks of several kinds, one after another: what is stacked where kinds take turns.
+
+    Attributes:
+      blocks: modules mapping (tokens, context) to (tokens, aux).
+    """
+
+    blocks: tuple[nn.Module, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
+        """Maps tokens [B, N, D] to tokens [B, N, D] and aux.
+
+        aux has the block as axis 0, of those that have one; they must have the same.
+        """
+        found = []
+        for block in self.blocks:
+            x, aux = block(x, context)
+            found += [aux] if aux else []
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *found) if found else {}
 
 
 class FinalLayer(nn.Module):

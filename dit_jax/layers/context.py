@@ -1,7 +1,6 @@
 """What every block of a stack sees besides the tokens."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
@@ -13,13 +12,16 @@ class Context:
     Attributes:
       vector: embedded time and condition, [B, D], compute dtype.
       t: time [B], in the model's own clock.
-      condition: what the model was called with, e.g. `label` [B] int32.
+      time: embedded time alone, [B, D], compute dtype.
+      conditional: whether each sample has a condition, [B] bool: its label is not the null label,
+        dropped labels counted as null.
       grid: token grid, static.
       train: whether this is a training pass.
     """
 
     vector: jax.Array
     t: jax.Array
-    condition: dict[str, Any]
+    time: jax.Array
+    conditional: jax.Array
     grid: tuple[int, ...]
     train: bool

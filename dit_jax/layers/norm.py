@@ -31,6 +31,19 @@ class RMSNorm(nn.Module):
         return y.astype(x.dtype) * scale.astype(x.dtype)
 
 
+class LayerNorm(nn.Module):
+    """Layer norm with a learned scale and bias (arXiv 1607.06450)."""
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., D] to [..., D] in the dtype of `x`."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return layer_norm(x, self.eps) * scale.astype(x.dtype) + bias.astype(x.dtype)
+
+
 def norm(kind: Norm, x: jax.Array, name: str) -> jax.Array:
     """Applies a norm of the calling module: LayerNorm learns nothing, RMSNorm a scale."""
     return layer_norm(x) if kind == "layer" else RMSNorm(name=name)(x)

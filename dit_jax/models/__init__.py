@@ -2,6 +2,7 @@
 
 from dit_jax.models.ddt import DDT
 from dit_jax.models.dit import DiT
+from dit_jax.models.moe import dit_moe, promoe
 from dit_jax.models.output import Output
 
-__all__ = ["DDT", "DiT", "Output"]
+__all__ = ["DDT", "DiT", "Output", "dit_moe", "promoe"]

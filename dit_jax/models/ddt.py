@@ -15,6 +15,7 @@ from dit_jax.layers.label import add_label, null_label
 from dit_jax.layers.linear import linear
 from dit_jax.layers.mlp import SwiGLU
 from dit_jax.layers.modulation import AdaLN
+from dit_jax.layers.norm import RMSNorm
 from dit_jax.layers.patch import patch_grid, patchify, unpatchify
 from dit_jax.layers.rope import AxialRope
 from dit_jax.layers.stack import Remat, Stack
@@ -74,9 +75,10 @@ class DDT(nn.Module):
         grid = patch_grid(x.shape, self.patch)
         patches = patchify(x, self.patch).astype(dtype)
         time = TimestepEmbedder(self.hidden, Sinusoid(max_period=10.0), name="time_embed")(t)
-        c = add_label(time, condition, self.num_classes, self.label_dropout, train)
+        dropout = self.label_dropout
+        c, conditional = add_label(time, condition, self.num_classes, dropout, train)
 
-        context = Context(nn.silu(c).astype(dtype), t, condition, grid, train)
+        context = Context(nn.silu(c).astype(dtype), t, time.astype(dtype), conditional, grid, train)
         tokens = linear(self.hidden, patches, "encoder_embed")
         encoder = Stack(self.block(), self.encoder_depth, self.remat, name="encoder")
         encoded, _ = encoder(tokens, context)
@@ -97,7 +99,7 @@ class DDT(nn.Module):
         attention = SelfAttention(
             self.heads,
             self.attention,
-            qk_norm=True,
+            qk_norm=RMSNorm(parent=None),
             rope=AxialRope(interleaved=True, extent=_EXTENT),
             bias=False,
             initial="torch",

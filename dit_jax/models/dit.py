@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dit_jax.attention import Full, TokenMixer
 from dit_jax.errors import InputError
 from dit_jax.layers.attention import SelfAttention
-from dit_jax.layers.block import Block, FinalLayer
+from dit_jax.layers.block import Alternate, Block, BlockGroup, FinalLayer
 from dit_jax.layers.context import Context
 from dit_jax.layers.label import add_label, null_label
 from dit_jax.layers.linear import linear
@@ -38,9 +38,9 @@ class DiT(nn.Module):
       learn_sigma: predict a variance beside the noise, as twice the channels.
       time_features: what the time is embedded by.
       attention: token mixer of the blocks.
-      qk_norm: normalise queries and keys (RMSNorm).
+      qk_norm: norm of queries and keys, or None.
       rope: rotary position embedding, besides the sines that are added to the tokens.
-      ffn: channel mixer of the blocks.
+      ffn: channel mixer of the blocks, or several that take turns.
       norm: kind of norm in the blocks and at the end.
       remat: what the backward pass recomputes; "dots", all but the weight matmuls, is the fastest
         where memory bandwidth binds.
@@ -56,7 +56,7 @@ class DiT(nn.Module):
     learn_sigma: bool = True
     time_features: Sinusoid = dataclasses.field(default_factory=Sinusoid)
     attention: TokenMixer = dataclasses.field(default_factory=Full)
-    qk_norm: bool = False
+    qk_norm: nn.Module | None = None
     rope: AxialRope | None = None
     ffn: nn.Module = dataclasses.field(default_factory=Mlp)
     norm: Norm = "layer"
@@ -86,26 +86,45 @@ class DiT(nn.Module):
             raise InputError(
                 f"a width of {self.hidden} must be a multiple of 4 and of the {self.heads} heads"
             )
+        if self.depth % self.period:
+            raise InputError(
+                f"a depth of {self.depth} is not a multiple of the {self.period} channel mixers "
+                "that take turns"
+            )
         dtype = jnp.dtype(self.dtype)
         grid = patch_grid(x.shape, self.patch)
         channels = x.shape[-1] * (2 if self.learn_sigma else 1)
 
         tokens = linear(self.hidden, patchify(x, self.patch).astype(dtype), "patch_embed")
         tokens = tokens + jnp.asarray(sincos_2d(grid, self.hidden), dtype)
-        c = TimestepEmbedder(self.hidden, self.time_features, name="time_embed")(t)
-        c = add_label(c, condition, self.num_classes, self.label_dropout, train)
+        time = TimestepEmbedder(self.hidden, self.time_features, name="time_embed")(t)
+        dropout = self.label_dropout
+        c, conditional = add_label(time, condition, self.num_classes, dropout, train)
 
-        context = Context(c.astype(dtype), t, condition, grid, train)
-        tokens, aux = Stack(self.block(), self.depth, self.remat, name="blocks")(tokens, context)
+        context = Context(c.astype(dtype), t, time.astype(dtype), conditional, grid, train)
+        stack = Stack(self.block(), self.depth // self.period, self.remat, name="blocks")
+        tokens, aux = stack(tokens, context)
+        if self.period > 1:  # Axes 0 and 1, group and block, are the layer.
+            aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
         final = FinalLayer(self.patch**2 * channels, self.norm, name="final")
         tokens = final(tokens, context.vector)
         return Output(unpatchify(tokens, grid, self.patch).astype(jnp.float32), aux)
 
-    def block(self) -> Block:
-        """Returns one block of the stack, which takes one layer of `params["blocks"]["layers"]`."""
-        attention = SelfAttention(self.heads, self.attention, self.qk_norm, self.rope, parent=None)
-        ffn = self.ffn.clone(parent=None, name=None)
-        return Block(attention, ffn, self.norm, parent=None)
+    def block(self) -> Block | BlockGroup:
+        """Returns what is stacked, which takes one layer of `params["blocks"]["layers"]`."""
+        if isinstance(self.ffn, Alternate):
+            return BlockGroup(tuple(self._block(ffn) for ffn in self.ffn.mixers), parent=None)
+        return self._block(self.ffn)
+
+    @property
+    def period(self) -> int:
+        """Number of blocks after which the kinds of channel mixers repeat."""
+        return len(self.ffn.mixers) if isinstance(self.ffn, Alternate) else 1
+
+    def _block(self, ffn: nn.Module) -> Block:
+        qk_norm = self.qk_norm and self.qk_norm.clone(parent=None, name=None)
+        attention = SelfAttention(self.heads, self.attention, qk_norm, self.rope, parent=None)
+        return Block(attention, ffn.clone(parent=None, name=None), self.norm, parent=None)
 
     def null_condition(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns the condition that stands for "no condition", of the same shapes."""

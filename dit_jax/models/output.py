@@ -11,8 +11,9 @@ class Output(NamedTuple):
     Attributes:
       prediction: [B, H, W, C] in float32; C is twice the input's where the model also predicts a
         variance, which comes second.
-      aux: `losses` (scalars added to the training loss) and `metrics` (scalars to log), both
-        optional, and whatever else a family offers.
+      aux: `losses` (added to the training loss), `metrics` (to log), `statistics` (zeros whose
+        gradients move statistics), each a dict of arrays with the layer as axis 0 or of scalars,
+        all optional; and whatever else a family offers, such as an MoE's `routing`.
     """
 
     prediction: jax.Array

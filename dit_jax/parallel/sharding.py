@@ -18,23 +18,36 @@ from dit_jax.errors import InputError
 
 # Logical axis -> mesh axes. Axes without a row are not sharded.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "embed": ("fsdp",),
+    "experts": ("expert",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
 }
 
 # Parameter path -> logical axes; the first match wins. Leaves of a stack carry "layers" in front.
 PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"patch_embed/kernel", ("patch", "embed")),
+    (r"(patch|encoder|decoder)_embed/kernel", ("patch", "embed")),
     (r"label_embed/table/embedding", ("label", "embed")),
     (r"time_embed/fc\d/kernel", ("features", "embed")),
     (r"attention/qkv/kernel", ("embed", "qkv", "heads", "head")),
     (r"attention/qkv/bias", ("qkv", "heads", "head")),
     (r"attention/out/kernel", ("heads", "head", "embed")),
-    (r"ffn/fc1/kernel", ("embed", "mlp")),
-    (r"ffn/fc2/kernel", ("mlp", "embed")),
+    (r"(ffn|shared)/fc1/kernel", ("embed", "mlp")),
+    (r"(ffn|shared)/gate_value/kernel", ("embed", "gate", "mlp")),
+    (r"(ffn|shared)/(fc2|out)/kernel", ("mlp", "embed")),
+    (r"experts/fc1/kernel", ("experts", "embed", "mlp")),
+    (r"experts/gate_value/kernel", ("experts", "embed", "gate", "mlp")),
+    (r"experts/(fc2|out)/kernel", ("experts", "mlp", "embed")),
+    (r"experts/fc1/bias", ("experts", "mlp")),
+    (r"experts/fc2/bias", ("experts", "embed")),
+    (r"router/kernel", ("embed", "logits")),
+    (r"router/prototypes", ("logits", "embed")),
+    (r"router/predictor_fc\d/kernel", ("embed", "features")),
     (r"adaln/linear/kernel", ("embed", "modulation")),
     (r"final/linear/kernel", ("embed", "patch")),
-    (r"bias", ("features",)),
+    (r"gate_value/bias", ("gate", "features")),
+    (r"bias|scale|\w+_statistic", ("features",)),
 )
 
 
@@ -82,17 +95,21 @@ class Layout:
                         f"mesh axis '{mesh_axis}': change one of their rules"
                     )
                 used[mesh_axis] = name
-            ways = self.devices(mesh_axes or ())
+            ways = math.prod(self.mesh.shape[axis] for axis in mesh_axes or ())
             if size % ways:
                 raise InputError(
                     f"axis '{name}' of size {size} does not divide over {ways} devices "
-                    f"({' x '.join(mesh_axes)}): change the size or the mesh"
+                    f"({' x '.join(self.axes(name))}): change the size or the mesh"
                 )
         return NamedSharding(self.mesh, PartitionSpec(*spec))
 
-    def devices(self, mesh_axes: tuple[str, ...]) -> int:
-        """Returns the number of devices along these mesh axes together."""
-        return math.prod(self.mesh.shape[axis] for axis in mesh_axes)
+    def axes(self, name: str) -> tuple[str, ...]:
+        """Returns the mesh axes, longer than one device, that divide a logical axis."""
+        return tuple(axis for axis in RULES.get(name, ()) if self.mesh.shape[axis] > 1)
+
+    def ways(self, name: str) -> int:
+        """Returns the number of parts that a logical axis is divided into."""
+        return math.prod(self.mesh.shape[axis] for axis in self.axes(name))
 
     def parameters(self, abstract: Any) -> Any:
         """Returns the shardings of a parameter tree, given its shapes."""
@@ -117,9 +134,14 @@ def use_layout(layout: Layout) -> Iterator[None]:
         _layout.reset(token)
 
 
+def current_layout() -> Layout | None:
+    """Returns the layout of the `use_layout` that the caller is traced in."""
+    return _layout.get()
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Lays an activation out by its axes' logical names; the identity outside `use_layout`."""
-    layout = _layout.get()
+    layout = current_layout()
     if layout is None:
         return x
     return jax.lax.with_sharding_constraint(x, layout.sharding(axes, x.shape))

@@ -3,7 +3,10 @@
 import abc
 import dataclasses
 
+import jax
 import optax
+
+from dit_jax.moe.statistics import SUFFIX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +75,10 @@ class Optimizer(abc.ABC):
     def build(self, steps: int) -> optax.GradientTransformation:
         """Returns the whole transformation of a run of `steps`."""
         transformation = self.transformation(self.schedule.build(self.learning_rate, steps))
-        if self.clip_norm is None:
-            return transformation
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), transformation)
+        if self.clip_norm is not None:
+            clip = optax.clip_by_global_norm(self.clip_norm)
+            transformation = optax.chain(clip, transformation)
+        return _statistics_by_their_rules(transformation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,3 +101,23 @@ class AdamW(Optimizer):
         return optax.adamw(
             learning_rate, self.b1, self.b2, eps=self.eps, weight_decay=self.weight_decay
         )
+
+
+def _statistics_by_their_rules(
+    transformation: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Subtracts a statistic's gradient as it is (`moe.statistics`); the others do not see it."""
+
+    def split(own, others, tree, *rest):
+        def leaf(path, value, *values):
+            known = jax.tree_util.keystr(path[-1:], simple=True).endswith(SUFFIX)
+            return (own if known else others)(value, *values)
+
+        return jax.tree_util.tree_map_with_path(leaf, tree, *rest)
+
+    def update(gradients, state, params=None):
+        trained = split(jax.numpy.zeros_like, lambda g: g, gradients)
+        updates, state = transformation.update(trained, state, params)
+        return split(lambda _, g: -g, lambda u, _: u, updates, gradients), state
+
+    return optax.GradientTransformation(transformation.init, update)

@@ -36,8 +36,8 @@ def make_loss(model: nn.Module, process: Process) -> Callable[..., tuple[jax.Arr
             rngs={"dropout": key},
         )
         losses, metrics = process.loss(output.prediction, x0, noise, t)
-        extra = sum(jnp.sum(value) for value in output.aux.get("losses", {}).values())
-        return losses.mean() + extra, metrics | output.aux.get("metrics", {})
+        extra, measured = _auxiliary(output.aux)
+        return losses.mean() + extra, metrics | measured
 
     return loss
 
@@ -88,6 +88,14 @@ def make_step(
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
     return step
+
+
+def _auxiliary(aux: dict[str, Any]) -> tuple[jax.Array, Metrics]:
+    """What a model adds to the loss, summed over layers, and what it measures, averaged."""
+    losses = {f"{name}_loss": jnp.sum(value) for name, value in aux.get("losses", {}).items()}
+    moves = sum(jnp.sum(value) for value in aux.get("statistics", {}).values())
+    metrics = {name: jnp.mean(value) for name, value in aux.get("metrics", {}).items()}
+    return sum(losses.values()) + moves, metrics | losses
 
 
 def _accumulate(gradient, params: Any, example: dict[str, Any], key: jax.Array, parts: int):

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 import dit_jax
 from dit_jax.interop.convert import convert_from_torch, convert_to_torch
+from dit_jax.layers.block import BlockGroup
 from tests.torch_twins.to_jax import to_nchw, to_nhwc
 
 BATCH = 3
@@ -72,17 +73,27 @@ def check_layers(run, twin, stacks, context, t, tolerance=1e-5):
     for hook in hooks:
         hook.remove()
     layers = [
-        jax.tree.map(lambda leaf, i=i: leaf[i], run.params[stack]["layers"])
+        (block, jax.tree.map(lambda leaf, i=i: leaf[i], params))
         for stack in stacks
         for i in range(len(jax.tree.leaves(run.params[stack])[0]))
+        for block, params in _blocks(run.model.block(), run.params[stack]["layers"])
     ]
-    block = run.model.block()
-    apply = jax.jit(lambda params, x, vector: block.apply({"params": params}, x, context(vector)))
+    apply = jax.jit(
+        lambda block, params, x, vector: block.apply({"params": params}, x, context(vector)),
+        static_argnums=0,
+    )
     assert len(layers) == len(calls)
-    for number, (params, ((x, vector, *_), theirs)) in enumerate(zip(layers, calls)):
-        ours, _ = apply(params, x.numpy(), vector.numpy())
-        error = relative_error(ours, theirs)
+    for number, ((block, params), ((x, vector, *_), theirs)) in enumerate(zip(layers, calls)):
+        ours, _ = apply(block, params, x.numpy(), vector.numpy())
+        error = relative_error(ours, first(theirs))
         assert error <= tolerance, f"block {number} is the first to diverge, by {error:.1e}"
+
+
+def _blocks(block, params):
+    """The blocks of what is stacked, each with its parameters."""
+    if isinstance(block, BlockGroup):
+        return [(own, params[f"blocks_{i}"]) for i, own in enumerate(block.blocks)]
+    return [(block, params)]
 
 
 def check_round_trip(folder, twin, name):

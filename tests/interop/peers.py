@@ -10,11 +10,10 @@ from safetensors.torch import load_file
 from dit_jax.interop.convert import convert_from_torch, convert_to_torch
 from tests.interop import parity
 from tests.interop.test_diffusers_dit import Wrapped, randomised_model
-from tests.interop.test_families import FAMILIES
+from tests.interop.test_families import FAMILIES, randomised
 from tests.latents.rae import encoder_helpers
 from tests.latents.vae import test_autoencoder
 from tests.latents.vae.vae_helpers import make_pair
-from tests.torch_twins import ddt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Measured:
 
 def _twin(name, folder):
     make, times, _ = FAMILIES[name]
-    twin = ddt.randomise_(make(), seed=0).eval()
+    twin = randomised(make())
     run = parity.converted(twin, folder, layout=name.split(" ")[0])
     return _measured(run, twin, twin, times, folder)
 

@@ -9,7 +9,7 @@ from dit_jax.layers.context import Context
 torch = pytest.importorskip("torch")
 
 from tests.interop import parity  # noqa: E402
-from tests.torch_twins import ddt, dit, lightning_dit, repa  # noqa: E402
+from tests.torch_twins import ddt, dit, dit_moe, lightning_dit, promoe, repa  # noqa: E402
 
 SIZES = {"input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 128, "num_heads": 2}
 PATCHES = {"input_size": 4, "patch_size": 1, "in_channels": 8, "hidden_size": 128, "num_heads": 2}
@@ -45,13 +45,39 @@ FAMILIES = {
         TIMES,
         ["encoder", "decoder"],
     ),
+    "dit-moe": (
+        lambda: dit_moe.DiTMoE(**SIZES, depth=3, num_classes=10, num_experts=4),
+        INDICES,
+        ["blocks"],
+    ),
+    "dit-moe with qk-norm": (
+        lambda: dit_moe.DiTMoE(**SIZES, depth=3, num_classes=10, num_experts=4, attention="flash"),
+        TIMES,
+        ["blocks"],
+    ),
+    "promoe": (
+        lambda: promoe.ProMoE(**SIZES, depth=4, num_classes=10, num_experts=4),
+        1000 * TIMES,
+        ["blocks"],
+    ),
+    "promoe with qk-norm": (
+        lambda: promoe.ProMoE(**SIZES, depth=4, num_classes=10, num_experts=4, qk_norm=True),
+        1000 * TIMES,
+        ["blocks"],
+    ),
 }
+
+
+def randomised(twin):
+    """A twin none of whose parts is idle."""
+    moe = isinstance(twin, dit_moe.DiTMoE | promoe.ProMoE)
+    return (dit_moe if moe else ddt).randomise_(twin, seed=0).eval()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     make, times, stacks = FAMILIES[request.param]
-    twin = ddt.randomise_(make(), seed=0).eval()
+    twin = randomised(make())
     folder = tmp_path_factory.mktemp("family")
     layout = request.param.split(" ")[0]
     return twin, parity.converted(twin, folder, layout=layout), folder, times, stacks
@@ -69,7 +95,8 @@ def test_every_layer_is_the_twins(family):
     side = run.shape[0] // run.model.patch
 
     def context(vector):
-        return Context(vector, jnp.asarray(times), {}, (side, side), False)
+        everyone = jnp.ones(len(vector), bool)
+        return Context(vector, jnp.asarray(times), vector, everyone, (side, side), False)
 
     parity.check_layers(run, twin, stacks, context, times)
 

@@ -26,7 +26,8 @@ class Block(nn.Module):
 
 def context(seed=0):
     vector = np.random.default_rng(seed).normal(size=(2, 8)).astype(np.float32)
-    return Context(jnp.asarray(vector), jnp.zeros(2), {}, (2, 3), train=True)
+    vector = jnp.asarray(vector)
+    return Context(vector, jnp.zeros(2), vector, jnp.ones(2, bool), (2, 3), train=True)
 
 
 @pytest.fixture(scope="module")

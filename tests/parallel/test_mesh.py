@@ -45,7 +45,8 @@ def test_given_devices_are_used_in_their_order():
     ],
 )
 def test_sizes_that_do_not_cover_the_devices_are_an_error(parallel):
-    message = rf"data={parallel.data} x fsdp={parallel.fsdp} does not cover 8 devices"
+    sizes = rf"data={parallel.data} x fsdp={parallel.fsdp} x expert=1 x tensor=1"
+    message = f"{sizes} does not cover 8 devices"
     with pytest.raises(InputError, match=message) as error:
         parallel.mesh()
     assert "\n" not in str(error.value)

@@ -111,7 +111,7 @@ def test_every_parameter_of_dit_has_a_row_that_fits(model):
 
 @pytest.mark.parametrize(
     "path",
-    ["blocks/layers/router/kernel", "patch_embed/kernels", "my_patch_embed/kernel", "scale", ""],
+    ["blocks/layers/route/kernel", "patch_embed/kernels", "my_patch_embed/kernel", "scales", ""],
 )
 def test_an_unknown_parameter_is_an_error(path):
     with pytest.raises(InputError, match=f"'{path}'"):
@@ -127,12 +127,13 @@ def test_an_unknown_parameter_in_a_tree_is_named_by_its_path():
 def test_shardings_follow_the_rules():
     here = layout()
     assert here.replicated.spec == PartitionSpec()
-    assert here.batch.spec == PartitionSpec(("data", "fsdp"))
+    assert here.batch.spec == PartitionSpec(("data", "fsdp", "expert"))
     spec = here.sharding(("batch", "tokens", None), (8, 5, 3)).spec
-    assert spec == PartitionSpec(("data", "fsdp"), None, None)
+    assert spec == PartitionSpec(("data", "fsdp", "expert"), None, None)
     assert here.sharding((), ()).is_fully_replicated
-    assert here.devices(("data", "fsdp")) == math.prod(here.mesh.devices.shape) == 8
-    assert here.devices(("fsdp",)) == 4 and here.devices(()) == 1
+    assert here.ways("batch") == math.prod(here.mesh.devices.shape) == 8
+    assert here.ways("embed") == 4 and here.ways("tokens") == 1
+    assert here.axes("batch") == ("data", "fsdp") and here.axes("experts") == ()
 
 
 def test_two_axes_on_one_mesh_axis_are_an_error():

@@ -65,10 +65,15 @@ def test_one_compilation_serves_the_whole_run(tmp_path):
     from dit_jax.training.trainer import Trainer
 
     trainer = Trainer(tiny.experiment(tmp_path, training__steps=4))
-    state = trainer.state()
+    state, compiled, after_a_step = trainer.state(), [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
     for batch in trainer.batches(0):
         state, _ = trainer.step(state, batch)
-    assert trainer.step._cache_size() == 1
+        after_a_step.append(len(compiled))
+    assert after_a_step[0] >= 1
+    assert after_a_step == after_a_step[:1] * 4
 
 
 def test_keeps_the_newest(tmp_path):

@@ -7,7 +7,9 @@ from dit_jax.interop.layouts.diffusers_dit import DiffusersDiTLayout
 from dit_jax.interop.layouts.diffusers_vae import DiffusersVAELayout
 from dit_jax.interop.layouts.dinov2 import Dinov2Layout
 from dit_jax.interop.layouts.dit import DiTLayout
+from dit_jax.interop.layouts.dit_moe import DiTMoELayout
 from dit_jax.interop.layouts.lightning_dit import LightningDiTLayout
+from dit_jax.interop.layouts.promoe import ProMoELayout
 from dit_jax.interop.layouts.repa import REPALayout
 from dit_jax.interop.layouts.siglip import SigLIPLayout
 from dit_jax.interop.layouts.sit import SiTLayout
@@ -20,6 +22,8 @@ LAYOUTS: tuple[Layout, ...] = (
     DiffusersDiTLayout(),
     LightningDiTLayout(),
     DDTLayout(),
+    DiTMoELayout(),
+    ProMoELayout(),
     DiffusersVAELayout(),
     Dinov2Layout(),
     SigLIPLayout(),

@@ -1,6 +1,7 @@
 """DiT's own files (facebookresearch/DiT; Peebles & Xie, arXiv 2212.09748)."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 
@@ -120,17 +121,45 @@ def found_dit(
 
 def dit_entries(found: Found) -> list[Entry]:
     """Rules for the backbone that DiT and SiT share."""
-    model, x = found.module, found.inputs[1]
     block, layer = "blocks.{i}", "blocks/layers"
+    return [
+        *frame_entries(found),
+        *attention_entries(block, layer, found.module.heads),
+        *mlp_entries(f"{block}.mlp", f"{layer}/ffn"),
+    ]
+
+
+def mlp_entries(
+    source: str, path: str, names: tuple[str, str] = ("fc1", "fc2"), **options: Any
+) -> list[Entry]:
+    """Rules for a two-layer perceptron."""
+    both = zip(names, ("fc1", "fc2"))
+    return [rule for a, b in both for rule in linear(f"{source}.{a}", f"{path}/{b}", **options)]
+
+
+def attention_entries(
+    block: str,
+    layer: str,
+    heads: int,
+    names: tuple[str, str] = ("attn.qkv", "attn.proj"),
+    **options: Any,
+) -> list[Entry]:
+    """Rules for a block's attention and modulation."""
+    qkv, out = (f"{block}.{name}" for name in names)
+    return [
+        *fused_qkv(qkv, f"{layer}/attention/qkv", heads, **options),
+        *merge_heads(out, f"{layer}/attention/out", heads, **options),
+        *linear(f"{block}.adaLN_modulation.1", f"{layer}/adaln/linear", **options),
+    ]
+
+
+def frame_entries(found: Found) -> list[Entry]:
+    """Rules for what is around DiT's blocks."""
+    model, x = found.module, found.inputs[1]
     entries = [
         *patch_embed("x_embedder.proj", "patch_embed", model.patch),
         *linear("t_embedder.mlp.0", "time_embed/fc1"),
         *linear("t_embedder.mlp.2", "time_embed/fc2"),
-        *fused_qkv(f"{block}.attn.qkv", f"{layer}/attention/qkv", model.heads),
-        *merge_heads(f"{block}.attn.proj", f"{layer}/attention/out", model.heads),
-        *linear(f"{block}.mlp.fc1", f"{layer}/ffn/fc1"),
-        *linear(f"{block}.mlp.fc2", f"{layer}/ffn/fc2"),
-        *linear(f"{block}.adaLN_modulation.1", f"{layer}/adaln/linear"),
         *linear("final_layer.linear", "final/linear"),
         *linear("final_layer.adaLN_modulation.1", "final/adaln/linear"),
         Fixed(

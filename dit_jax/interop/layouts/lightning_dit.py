@@ -15,6 +15,7 @@ from dit_jax.interop.rules import (
     tensor,
 )
 from dit_jax.layers.mlp import SwiGLU
+from dit_jax.layers.norm import RMSNorm
 from dit_jax.layers.patch import patch_grid
 from dit_jax.layers.position import sincos_2d
 from dit_jax.layers.rope import AxialRope
@@ -43,7 +44,7 @@ class LightningDiTLayout(Layout):
             heads=hidden // shapes["feat_rope.freqs_cos"][1],
             num_classes=shapes["y_embedder.embedding_table.weight"][0] - 1,
             learn_sigma=shapes["final_layer.linear.weight"][0] == 2 * channels * patch**2,
-            qk_norm="blocks.0.attn.q_norm.weight" in shapes,
+            qk_norm=RMSNorm() if "blocks.0.attn.q_norm.weight" in shapes else None,
             **_PARTS,
         )
         # The published figures: times shifted in sampling alone, 3 channels guided, but not at the
@@ -55,6 +56,7 @@ class LightningDiTLayout(Layout):
     def exports(self, found):
         model = found.module
         alike = isinstance(model, DiT) and model.clone(**_PARTS) == model
+        alike = alike and model.qk_norm in (None, RMSNorm())
         return alike and model.num_classes > 0 and is_flow(found, data_time=1)
 
     def entries(self, found):
@@ -65,7 +67,7 @@ class LightningDiTLayout(Layout):
         computed = "sines that the model computes"
         gate_value = "(two h) i -> i two h", "(two h) -> two h"
         norms = [(f"{block}.norm1", f"{layer}/norm1"), (f"{block}.norm2", f"{layer}/norm2")]
-        if model.qk_norm:
+        if model.qk_norm is not None:
             norms += [(f"{block}.attn.{n}", f"{layer}/attention/{n}") for n in ("q_norm", "k_norm")]
         return [
             *patch_embed("x_embedder.proj", "patch_embed", model.patch),

@@ -23,8 +23,8 @@ class SiTLayout(DiTLayout):
         return is_plain_dit(found.module) and is_flow(found, data_time=1)
 
 
-def is_flow(found: Found, data_time: int) -> bool:
+def is_flow(found: Found, data_time: int, time_scale: float = 1.0) -> bool:
     """Whether a model is a velocity flow on the clock that has data at `data_time`."""
     process = found.experiment.process
     flow = isinstance(process, Flow) and process.prediction == "velocity"
-    return flow and process.data_time == data_time
+    return flow and (process.data_time, process.time_scale) == (data_time, time_scale)

@@ -1,0 +1,1 @@
+"""Operations that XLA has not, or not fast: a folder each."""

@@ -1,0 +1,46 @@
+"""Products of row groups with a matrix each: an MoE layer's experts.
+
+On a CPU the loop of `blocked.py`; elsewhere `jax.lax.ragged_dot`, which is a Mosaic kernel on TPUs.
+"""
+
+import jax
+
+from dit_jax.kernels.grouped_matmul import blocked, ragged
+
+__all__ = ["grouped_matmul"]
+
+
+@jax.custom_vjp
+def grouped_matmul(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Multiplies each group of rows by its own matrix.
+
+    Args:
+      x: rows [R, D], group after group.
+      kernels: a matrix a group, [E, D, F].
+      sizes: rows of each group, [E] int32; their sum is at most R.
+
+    Returns:
+      [R, F] in the dtype of `x`, accumulated in float32; rows after the last group are zero.
+    """
+    return _by_platform("product", x, kernels, sizes)
+
+
+def _forward(x, kernels, sizes):
+    return grouped_matmul(x, kernels, sizes), (x, kernels, sizes)
+
+
+def _backward(saved, dy):
+    x, kernels, sizes = saved
+    dx = _by_platform("product", dy, kernels.swapaxes(1, 2), sizes)
+    return dx, _by_platform("outer_product", x, dy, sizes).astype(kernels.dtype), None
+
+
+def _by_platform(name: str, *args: jax.Array) -> jax.Array:
+    # The platform that is lowered for decides, not the one that runs: programs for TPUs are
+    # compiled on machines that have none.
+    return jax.lax.platform_dependent(
+        *args, cpu=getattr(blocked, name), default=getattr(ragged, name)
+    )
+
+
+grouped_matmul.defvjp(_forward, _backward)
