@@ -47,7 +47,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"adaln/linear/kernel", ("embed", "modulation")),
     (r"final/linear/kernel", ("embed", "patch")),
     (r"gate_value/bias", ("gate", "features")),
-    (r"bias|scale|\w+_statistic", ("features",)),
+    (r"(bias|scale|\w+_statistic)", ("features",)),
 )
 
 
