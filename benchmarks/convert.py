@@ -5,7 +5,7 @@ A checkpoint of random weights is read from disk into a folder that dit_jax open
 process: everything resident, mapped pages of files included.
 
     python benchmarks/convert.py [--models DiT-XL/2] [--suffix .safetensors] [--dtype float32]
-    python benchmarks/convert.py --hidden 5120 --depth 34 --dtype bfloat16    # 16 billion
+    python benchmarks/convert.py --models DiT-MoE-G/2-16E2A --dtype bfloat16    # 66 GB of disk
 """
 
 import argparse
@@ -26,13 +26,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["DiT-XL/2"], metavar="PRESET")
     parser.add_argument("--suffix", choices=(".pt", ".safetensors"), default=".safetensors")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--hidden", type=int, help="a DiT/2 of this width, in heads of 64")
-    parser.add_argument("--depth", type=int, default=28, help="and of this depth")
     parser.add_argument("--scratch", metavar="DIR", help="where the files go")
     options = parser.parse_args()
-    names = [f"DiT-{options.hidden}x{options.depth}/2"] if options.hidden else options.models
-    results = [measure(name, options) for name in names]
-    report.save(f"convert-{options.dtype}{options.suffix}", __doc__, results, options.out)
+    results = [measure(name, options) for name in options.models]
+    names = "-".join(name.replace("/", "") for name in options.models)
+    report.save(f"convert-{names}-{options.dtype}", __doc__, results, options.out)
 
 
 def measure(name: str, options: argparse.Namespace) -> dict:
@@ -42,7 +40,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         parameters = write_random(name, file, options)
         result = {"model": name, "parameters": parameters, "dtype": options.dtype}
         result["gigabytes"] = round(file.stat().st_size / 1e9, 2)
-        result["from_torch"] = convert("from-torch", str(file), str(run), "--layout", "dit")
+        result["from_torch"] = convert("from-torch", str(file), str(run), "--model", name)
         file.unlink()  # Three copies of 16 billion parameters would need a large disk.
         result["to_torch"] = convert("to-torch", str(run), str(file))
         print(json.dumps(result), flush=True)
@@ -61,7 +59,7 @@ def convert(*arguments: str) -> dict:
 
 
 def write_random(name: str, file: pathlib.Path, options: argparse.Namespace) -> int:
-    """Writes normal values in the layout of DiT's authors; returns the number of parameters."""
+    """Writes uniform values in the layout of the authors; returns the number of parameters."""
     import numpy as np
 
     from dit_jax.diffusion import DDPM, Sampling
@@ -71,21 +69,15 @@ def write_random(name: str, file: pathlib.Path, options: argparse.Namespace) -> 
     from dit_jax.interop.writing import write_state_dict
     from dit_jax.presets import find_preset
 
-    preset = find_preset("DiT-XL/2" if options.hidden else name)
-    model, layout = preset.model, find_layout("dit")
-    if options.hidden:
-        sizes = {"hidden": options.hidden, "depth": options.depth, "heads": options.hidden // 64}
-        model = model.clone(**sizes)
-    found = found_dit(model, preset.shape, preset.process, Sampling(DDPM()))
-    targets, rng, dtype = (
-        by_path(found.abstract()),
-        np.random.default_rng(0),
-        np.dtype(options.dtype),
-    )
+    preset = find_preset(name)
+    layout = find_layout(preset.layout)
+    found = found_dit(preset.model, preset.shape, preset.process, Sampling(DDPM()))
+    targets, rng = by_path(found.abstract()), np.random.default_rng(0)
+    dtype = np.dtype(options.dtype)
 
     def read(path: str, layer: int | None) -> np.ndarray:
         shape = targets[path].shape[0 if layer is None else 1 :]
-        return (0.02 * rng.standard_normal(shape, np.float32)).astype(dtype)
+        return (0.02 * rng.random(shape, np.float32)).astype(dtype)
 
     dtypes = dict.fromkeys(targets, dtype)
     tensors = list(to_torch(layout.entries(found), found.abstract(), dtypes, read))

@@ -1,7 +1,6 @@
 """How large a model is and what it costs."""
 
 import math
-import re
 
 import flax.linen as nn
 import jax
@@ -9,10 +8,7 @@ import rich.console
 import rich.table
 
 from dit_jax.flops import forward_flops
-from dit_jax.layers.block import Alternate
-from dit_jax.models import DiT
 from dit_jax.models.inputs import example_inputs
-from dit_jax.moe import MoE
 from dit_jax.presets import PRESETS, Preset
 
 
@@ -30,15 +26,8 @@ def count_active(model: nn.Module, shape: tuple[int, int, int]) -> int:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if "/experts/" in name:
-            idle += math.prod(leaf.shape) * (1 - _mixer(model, name).active)
+            idle += math.prod(leaf.shape) * (1 - model.active_share(name))
     return count_parameters(model, shape) - round(idle)
-
-
-def _mixer(model: DiT, path: str) -> MoE:
-    """The channel mixer that a parameter belongs to."""
-    if isinstance(model.ffn, Alternate):
-        return model.ffn.mixers[int(re.search(r"/blocks_(\d+)/", path)[1])]
-    return model.ffn
 
 
 def print_presets() -> None:

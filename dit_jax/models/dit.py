@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Literal
 
 import flax.linen as nn
@@ -125,6 +126,12 @@ class DiT(nn.Module):
         qk_norm = self.qk_norm and self.qk_norm.clone(parent=None, name=None)
         attention = SelfAttention(self.heads, self.attention, qk_norm, self.rope, parent=None)
         return Block(attention, ffn.clone(parent=None, name=None), self.norm, parent=None)
+
+    def active_share(self, path: str) -> float:
+        """Share of the experts at a parameter's path that a token meets, on average."""
+        found = re.search(r"/blocks_(\d+)/", path)
+        mixer = self.ffn.mixers[int(found[1])] if found else self.ffn
+        return mixer.active
 
     def null_condition(self, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns the condition that stands for "no condition", of the same shapes."""

@@ -13,13 +13,7 @@ Dot = Callable[[jax.Array, Params], jax.Array]
 
 
 class Experts(nn.Module):
-    """Base of the kinds of experts: parameters with the expert as axis 0, and a function of them.
-
-    Attributes:
-      ratio: width of the hidden layer over the width of the tokens.
-    """
-
-    ratio: float = 4.0
+    """Base of the kinds of experts: parameters with the expert as axis 0, and a function of them."""
 
     def __call__(self, count: int, width: int) -> Params:
         """Declares the parameters of `count` experts for tokens of `width`."""
@@ -33,8 +27,11 @@ class Experts(nn.Module):
 class SwiGLUExperts(Experts):
     """Experts silu(gate x) * (value x), without biases, as DiT-MoE's (arXiv 2002.05202).
 
-    Their hidden layer has the full width: no two-thirds rule.
+    Attributes:
+      ratio: width of the hidden layer over the width of the tokens; no two-thirds rule.
     """
+
+    ratio: float = 4.0
 
     @nn.compact
     def __call__(self, count, width):
@@ -51,7 +48,13 @@ class SwiGLUExperts(Experts):
 
 
 class MlpExperts(Experts):
-    """Two-layer perceptrons with tanh-approximated GELU and biases, as ProMoE's and DiT's own."""
+    """Two-layer perceptrons with tanh-approximated GELU and biases, as ProMoE's and DiT's own.
+
+    Attributes:
+      ratio: width of the hidden layer over the width of the tokens.
+    """
+
+    ratio: float = 4.0
 
     @nn.compact
     def __call__(self, count, width):
@@ -63,6 +66,18 @@ class MlpExperts(Experts):
 
     def compute(self, params, x, dot):
         return dot(nn.gelu(dot(x, params["fc1"]), approximate=True), params["fc2"])
+
+
+class LinearExperts(Experts):
+    """One linear layer each, from zero, as Switch-DiT's (arXiv 2403.09176)."""
+
+    @nn.compact
+    def __call__(self, count, width):
+        zeros = {"kernel": jnp.zeros((count, width, width)), "bias": jnp.zeros((count, width))}
+        return {"out": self.param("out", lambda key: zeros)}
+
+    def compute(self, params, x, dot):
+        return dot(x, params["out"])
 
 
 def _layers(key: jax.Array, count: int, shape: tuple[int, ...], bias: bool) -> Params:

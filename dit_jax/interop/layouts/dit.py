@@ -73,7 +73,7 @@ def is_dit(shapes: Shapes) -> bool:
 
 def is_plain_dit(model: nn.Module) -> bool:
     """Whether a model is DiT with nothing exchanged, its time embedding included."""
-    return isinstance(model, DiT) and model.clone(**_PLAIN) == model
+    return type(model) is DiT and model.clone(**_PLAIN) == model
 
 
 def dit_of(shapes: Shapes) -> DiT:

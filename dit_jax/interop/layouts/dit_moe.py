@@ -54,7 +54,7 @@ class DiTMoELayout(Layout):
 
     def exports(self, found):
         model = found.module
-        moe = model.ffn if isinstance(model, DiT) else None
+        moe = model.ffn if type(model) is DiT else None
         if not isinstance(moe, MoE) or not isinstance(moe.shared, SwiGLU) or moe.shared.bias:
             return False
         plain = model.clone(ffn=DiT().ffn, qk_norm=None)

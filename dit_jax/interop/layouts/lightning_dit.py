@@ -55,7 +55,7 @@ class LightningDiTLayout(Layout):
 
     def exports(self, found):
         model = found.module
-        alike = isinstance(model, DiT) and model.clone(**_PARTS) == model
+        alike = type(model) is DiT and model.clone(**_PARTS) == model
         alike = alike and model.qk_norm in (None, RMSNorm())
         return alike and model.num_classes > 0 and is_flow(found, data_time=1)
 

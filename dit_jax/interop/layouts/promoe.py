@@ -55,7 +55,7 @@ class ProMoELayout(Layout):
 
     def exports(self, found):
         model = found.module
-        if not isinstance(model, DiT) or not isinstance(model.ffn, Alternate):
+        if type(model) is not DiT or not isinstance(model.ffn, Alternate):
             return False
         first, *rest = model.ffn.mixers
         return (

@@ -22,7 +22,7 @@ def grouped_matmul(x: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Ar
     Returns:
       [R, F] in the dtype of `x`, accumulated in float32; rows after the last group are zero.
     """
-    return _by_platform("product", x, kernels, sizes)
+    return _product(x, kernels, sizes)
 
 
 def _forward(x, kernels, sizes):
@@ -31,15 +31,21 @@ def _forward(x, kernels, sizes):
 
 def _backward(saved, dy):
     x, kernels, sizes = saved
-    dx = _by_platform("product", dy, kernels.swapaxes(1, 2), sizes)
-    return dx, _by_platform("outer_product", x, dy, sizes).astype(kernels.dtype), None
+    dx = _product(dy, kernels.swapaxes(1, 2), sizes)
+    return dx, _outer_product(x, dy, sizes).astype(kernels.dtype), None
 
 
-def _by_platform(name: str, *args: jax.Array) -> jax.Array:
-    # The platform that is lowered for decides, not the one that runs: programs for TPUs are
-    # compiled on machines that have none.
+# The platform that is lowered for decides, not the one that runs: programs for TPUs are compiled on
+# machines that have none. Neither product can be batched as it is, so vmap takes them in turn.
+@jax.custom_batching.sequential_vmap
+def _product(*args: jax.Array) -> jax.Array:
+    return jax.lax.platform_dependent(*args, cpu=blocked.product, default=ragged.product)
+
+
+@jax.custom_batching.sequential_vmap
+def _outer_product(*args: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(
-        *args, cpu=getattr(blocked, name), default=getattr(ragged, name)
+        *args, cpu=blocked.outer_product, default=ragged.outer_product
     )
 
 

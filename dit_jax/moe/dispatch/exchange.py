@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from dit_jax.errors import InputError
 from dit_jax.moe.dispatch.dispatch import Compute
 from dit_jax.moe.dispatch.rows import permute, sort_by_expert
 from dit_jax.moe.experts import Params
@@ -34,6 +35,11 @@ def across_experts(
     layout = current_layout()
     if layout is None:
         return local(x, routing, params, compute, Exchange())
+    if len(x) % layout.ways("batch"):
+        raise InputError(
+            f"{len(x)} groups of tokens do not divide over the {layout.ways('batch')} devices that "
+            "share a batch: change the batch size, or a router's pools"
+        )
     exchange = Exchange(
         layout.axes("experts"), layout.ways("experts"), layout.axes("batch"), layout.axes("mlp")
     )
