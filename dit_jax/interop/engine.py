@@ -170,6 +170,11 @@ def to_torch(
       read: reads a parameter by its path, one layer or all of it (None).
     """
     targets = by_path(abstract)
+
+    @functools.lru_cache(maxsize=1)  # Tensors of one piece, a layer's experts say, come in turn.
+    def tensors(piece: Piece) -> list[np.ndarray]:
+        return piece.rule.to_torch(read(piece.rule.path, piece.layer))
+
     for entry in entries:
         if isinstance(entry, Fixed):
             value = entry.value
@@ -178,12 +183,9 @@ def to_torch(
             for piece in _pieces(entry, targets[entry.path].shape):
                 shapes = _expected(piece, targets[entry.path].shape)
                 for number, (key, shape) in enumerate(zip(piece.keys, shapes)):
-                    make = functools.partial(_make, piece, number % len(entry.source), read)
+                    one = number % len(entry.source)
+                    make = lambda piece=piece, one=one: tensors(piece)[one]  # noqa: E731
                     yield TorchTensor(key, shape, dtypes[entry.path], make)
-
-
-def _make(piece: Piece, number: int, read: Callable[[str, int | None], np.ndarray]) -> np.ndarray:
-    return piece.rule.to_torch(read(piece.rule.path, piece.layer))[number]
 
 
 def _pieces(rule: Rule, shape: tuple[int, ...]) -> list[Piece]:

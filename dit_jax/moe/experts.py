@@ -13,7 +13,7 @@ Dot = Callable[[jax.Array, Params], jax.Array]
 
 
 class Experts(nn.Module):
-    """Base of the kinds of experts: parameters with the expert as axis 0, and a function of them."""
+    """Base of the kinds of experts: parameters, the expert as axis 0, and a function of them."""
 
     def __call__(self, count: int, width: int) -> Params:
         """Declares the parameters of `count` experts for tokens of `width`."""

@@ -46,7 +46,7 @@ class DiffusersDiTLayout(Layout):
 
     def exports(self, found):
         model = found.module
-        gaussian = isinstance(model, DiT) and isinstance(found.experiment.process, Gaussian)
+        gaussian = type(model) is DiT and isinstance(found.experiment.process, Gaussian)
         return gaussian and model.num_classes > 0
 
     def entries(self, found):
