@@ -13,8 +13,7 @@ so that both models have DiT's parameters; their numbers must agree. In bfloat16
 float32 parameters, as ours does; "pure" has all in bfloat16, moments and average too: too coarse to
 train with, so only a bound.
 
-Each contestant has a process of its own, so that thread pools do not meet. They take turns (A B C
-A B C), so that a busy machine disturbs all alike. A turn is `--steps` steps, sent off at once and
+Contestants take turns, in processes of their own. A turn is `--steps` steps, sent off at once and
 waited for at the end. MFU counts three forward passes (dit_jax.flops) and the bfloat16 peak.
 
     python benchmarks/train_step.py [--cases DiT-S/2:8 DiT-B/2:4] [--repeats 5] [--steps 2]
@@ -26,17 +25,16 @@ a CPU, triton on a GPU.
 """
 
 import argparse
-import contextlib
 import dataclasses
+import functools
 import json
-import multiprocessing
 import os
 import statistics
-import time
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import report
+from race import Contestant, Entry, RaceError, race
 
 # Neither framework is imported up here: a contestant's process loads its own alone.
 
@@ -113,40 +111,20 @@ def contestants(options: argparse.Namespace) -> list[str]:
 
 
 def compare(case: Case, options: argparse.Namespace) -> dict:
-    """Times all contestants in turns; one that fails is named with its reason."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants(options)}
-    facts: dict[str, dict] = {}
-    failed: dict[str, str] = {}
-    workers: dict[str, Worker] = {}
-    for turn in range(options.repeats + 1):
-        for name in seconds:
-            if name in failed or (turn == 0 and options.restart):
-                continue
-            try:
-                if name not in workers:
-                    workers[name] = Worker(name, case, options)
-                    facts.setdefault(name, workers[name].facts)
-                if turn:  # All are started before the first turn.
-                    seconds[name].append(workers[name].run(options.steps) / options.steps)
-                if options.restart:
-                    workers.pop(name).stop()
-            except WorkerError as error:
-                failed[name] = str(error)
-                workers.pop(name, None)
-    for worker in workers.values():
-        worker.stop()
-    result = summary(case, seconds, facts, failed)
+    """Times all contestants of a case."""
+    makers = {name: functools.partial(build, name, case, options) for name in contestants(options)}
+    entries = race(makers, options.repeats, options.steps, restart=options.restart)
+    result = summary(case, entries)
     result |= {"repeats": options.repeats, "steps": options.steps}
     result |= {"compile_mode": options.compile_mode}
     print(json.dumps(result), flush=True)
     return result
 
 
-def summary(
-    case: Case, seconds: dict[str, list[float]], facts: dict[str, dict], failed: dict[str, str]
-) -> dict:
+def summary(case: Case, entries: dict[str, Entry]) -> dict:
     """One case's row of the report."""
-    seconds = {name: values for name, values in seconds.items() if name not in failed}
+    facts = {name: entry.facts for name, entry in entries.items()}
+    seconds = {name: entry.seconds for name, entry in entries.items() if not entry.failed}
     median = {name: statistics.median(values) for name, values in seconds.items()}
     result: dict[str, Any] = {"model": case.preset, "batch_size": case.batch_size}
     result |= {"dtype": case.dtype, "depth": case.depth, "hidden": case.hidden}
@@ -165,7 +143,7 @@ def summary(
         }
         if peak:
             result[name]["mfu"] = round(flops / median[name] / peak, 4)
-    result |= {name: {"failed": reason} for name, reason in failed.items()}
+    result |= {name: {"failed": e.failed} for name, e in entries.items() if e.failed}
     if len({facts[name]["parameters"] for name in seconds}) > 1:
         result["warning"] = "the models differ in size: not a fair race"
     theirs = [name for name in seconds if name != "ours"]
@@ -180,106 +158,32 @@ def summary(
     return result
 
 
-class WorkerError(Exception):
-    """A contestant could not go on."""
-
-
-class Worker:
-    """A contestant in a process of its own."""
-
-    def __init__(self, name: str, case: Case, options: argparse.Namespace):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(theirs, name, case, options))
-        self._process.start()
-        theirs.close()
-        self.facts = self._receive()
-
-    def run(self, steps: int) -> float:
-        """Seconds that so many steps take."""
-        self._pipe.send(steps)
-        return self._receive()
-
-    def stop(self) -> None:
-        with contextlib.suppress(OSError):
-            self._pipe.send(None)
-        self._process.join()
-
-    def _receive(self) -> Any:
-        try:
-            reply = self._pipe.recv()
-        except (EOFError, ConnectionError):
-            self._process.join()
-            raise WorkerError(f"its process ended with {self._process.exitcode}") from None
-        if isinstance(reply, WorkerError):
-            self._process.join()
-            raise reply
-        return reply
-
-
-class Contestant(Protocol):
-    """A training step, ready to run; `facts` is what to report of it."""
-
-    facts: dict[str, Any]
-
-    def send(self) -> Any:
-        """Starts one step and returns its loss, not waiting."""
-
-    def wait(self) -> None:
-        """Returns when the device has nothing left to do."""
-
-    def rest(self) -> None:
-        """Gives back what memory it can."""
-
-
-def work(pipe: Any, name: str, case: Case, options: argparse.Namespace) -> None:
-    """Serves one contestant's turns until told to stop."""
-    try:
-        begin = time.perf_counter()
-        contestant = build(name, case, options)
-        run(contestant, 2)
-        pipe.send(contestant.facts | {"start_seconds": time.perf_counter() - begin})
-        contestant.rest()
-        while steps := pipe.recv():
-            if options.device == "gpu":
-                run(contestant, 2)  # Memory given back is taken again.
-            pipe.send(run(contestant, steps))
-            contestant.rest()
-    except Exception as error:  # Whatever it is goes into the report.
-        pipe.send(WorkerError(f"{type(error).__name__}: {error}"[:2000]))
-        return
-    if name == "ours" and options.profile:
-        import jax
-
-        with jax.profiler.trace(options.profile):
-            run(contestant, 3)
-
-
 def build(name: str, case: Case, options: argparse.Namespace) -> Contestant:
     """Makes the contestant of that name."""
     if name == "ours":
-        return Ours(case)
+        return Ours(case, options.profile)
     mode = options.compile_mode if name.startswith("torch_compile") else None
     return Torch(case, mode, name.rpartition("_")[2])
 
 
-def run(contestant: Contestant, steps: int) -> float:
-    """Seconds that so many steps take."""
-    contestant.wait()
-    begin = time.perf_counter()
-    for _ in range(steps):
-        loss = contestant.send()
-    contestant.wait()
-    seconds = time.perf_counter() - begin
-    if not 0 < float(loss) < 10:  # Knowing nothing costs 1, and knowing it badly a little more.
-        raise WorkerError(f"a loss of {float(loss)} is none of training")
-    return seconds
+class Step:
+    """What the contestants share."""
+
+    def check(self, loss):
+        if not 0 < float(loss) < 10:  # Knowing nothing costs 1, and knowing it badly a little more.
+            raise RaceError(f"a loss of {float(loss)} is none of training")
+
+    def rest(self):
+        """Keeps its memory."""
+
+    def end(self):
+        """Has nothing left to do."""
 
 
-class Ours:
+class Ours(Step):
     """dit_jax's step, jitted with the shardings and the donation of the training loop."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, profile: str | None):
         import jax
 
         from dit_jax.diffusion import Gaussian
@@ -316,6 +220,7 @@ class Ours:
             return new_state(params, optimizer, (EMA_DECAY,))
 
         shardings = state_shardings(layout, optimizer, jax.eval_shape(fresh))
+        self._profile = profile
         self._state = jax.jit(fresh, out_shardings=shardings)()
         moments, label = case.batch()
         self._batch = jax.device_put(
@@ -344,11 +249,17 @@ class Ours:
 
         jax.block_until_ready(self._state)
 
-    def rest(self):
-        pass  # JAX keeps what it has allocated.
+    def end(self):
+        if self._profile:
+            import jax
+
+            with jax.profiler.trace(self._profile):
+                for _ in range(3):
+                    self.send()
+                self.wait()
 
 
-class Torch:
+class Torch(Step):
     """diffusers' model in a plain PyTorch step; `mode` is torch.compile's, None for eager."""
 
     def __init__(self, case: Case, mode: str | None, precision: str):

@@ -14,6 +14,7 @@ import rich.table
 from dit_jax.diffusion import Guidance
 from dit_jax.errors import InputError
 from dit_jax.evaluation.frechet import frechet_distance
+from dit_jax.evaluation.held_out import held_out_loss
 from dit_jax.evaluation.judge import stack
 from dit_jax.evaluation.options import Evaluation
 from dit_jax.images import save_grid
@@ -77,6 +78,9 @@ def evaluate(
     _save_npz(folder / "samples.npz", images)
     save_grid(folder / "grid.png", images[: 10 * (classes or 10)], classes or 10)
     metrics = {} if options.judge is None else judge_samples(run, images, labels, options)
+    if options.held_out:
+        count, size = options.held_out, min(options.held_out, options.batch_size)
+        metrics["held_out_loss"] = held_out_loss(run, count, size, options.seed)
     report = Report(metrics, protocol)
     (folder / "metrics.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     (folder / "samples.npy").unlink()
@@ -143,6 +147,7 @@ def _protocol(run: Run, options: Evaluation, guidance: Guidance | None) -> dict[
         "parameters": f"EMA {run.experiment.training.ema[0]}",
         "compute dtype": getattr(run.model, "dtype", "float32"),
         "uint8": "truncate(127.5 x + 128)",
+        "held-out loss": f"{options.held_out} test images" if options.held_out else None,
         "feature space": repr(options.judge),
         "reference": "training split" if options.judge else None,
         "backend": f"{jax.default_backend()} x {jax.device_count()}",

@@ -45,8 +45,9 @@ class Stack(nn.Module):
 
         def init(key: jax.Array) -> Any:
             # Keys are split for the whole depth, so layer i is the same in any sub-range.
+            # (A loop, not a batch: collectives of several layers at once have no meaning.)
             keys = jax.random.split(key, self.depth)
-            return jax.vmap(lambda k: block.init(k, x, context)["params"])(keys)
+            return jax.lax.map(lambda k: block.init(k, x, context)["params"], keys)
 
         def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
             x = constrain(x, "batch", "tokens", "channels")
