@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.errors import InputError
 from dit_jax.layers.context import Context
 
 
@@ -81,7 +82,12 @@ def token_choice(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       Scores and experts of the slots, [B, N k]: a token's slots follow one another, best first.
+
+    Raises:
+      InputError: there are not k experts.
     """
+    if not 1 <= k <= scores.shape[-1]:
+        raise InputError(f"top-k is {k} and there are {scores.shape[-1]} experts: choose 1 to all")
     values, experts = jax.lax.top_k(scores, k)
     return values.reshape(len(scores), -1), experts.reshape(len(scores), -1).astype(jnp.int32)
 
@@ -90,8 +96,15 @@ def expert_choice(scores: jax.Array, k: int) -> Routing:
     """Each expert takes the k tokens of a group with its highest scores [G, M, E].
 
     A token may be taken by several experts or by none; of equal scores the first token is taken.
+
+    Raises:
+      InputError: there are not k tokens.
     """
-    groups, _, experts = scores.shape
+    groups, tokens, experts = scores.shape
+    if not 1 <= k <= tokens:
+        raise InputError(
+            f"each of {experts} experts would take {k} of {tokens} tokens: change the capacity"
+        )
     weights, tokens = jax.lax.top_k(scores.swapaxes(1, 2), k)
     owners = jnp.broadcast_to(jnp.arange(experts, dtype=jnp.int32)[:, None], (experts, k))
     return Routing(
