@@ -1,4 +1,4 @@
-"""`python -m dit_jax`: sample from a run, convert, list the models."""
+"""`python -m dit_jax`: sample from a run, see its experts, convert, list the models."""
 
 import pathlib
 
@@ -42,6 +42,30 @@ def convert(command: FromTorch | ToTorch) -> None:
         print(line)
 
 
+def experts(
+    run: tyro.conf.Positional[str],
+    out: str | None = None,
+    samples: int = 256,
+    times: int = 20,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> None:
+    """Draws which experts a run uses by time, class and position, and how evenly.
+
+    Args:
+      run: run folder, or one of its checkpoints.
+      out: folder to make; RUN/experts by default.
+      samples: real images to look at, held-out ones where there are any.
+      times: noise levels of each image.
+      batch_size: images at once.
+      seed: which images, and their noise.
+    """
+    from dit_jax.evaluation.experts import draw_experts
+
+    for line in draw_experts(run, out, samples, times, batch_size, seed):
+        print(line)
+
+
 def models() -> None:
     """Lists every preset with its size and the cost of one forward pass at 256 px."""
     from dit_jax.summary import print_presets
@@ -54,7 +78,7 @@ def main() -> None:
     cli.setup_logging()
     with cli.one_line_errors():
         tyro.extras.subcommand_cli_from_dict(
-            {"convert": convert, "models": models, "sample": sample},
+            {"convert": convert, "experts": experts, "models": models, "sample": sample},
             prog="python -m dit_jax",
             config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
         )
