@@ -1,6 +1,7 @@
-"""`python -m dit_jax`: sample from a run, see its experts, convert, list the models."""
+"""`python -m dit_jax`: sample from a run, see its experts, convert, upcycle, list the models."""
 
 import pathlib
+from typing import Literal
 
 import tyro
 
@@ -42,6 +43,44 @@ def convert(command: FromTorch | ToTorch) -> None:
         print(line)
 
 
+def upcycle(
+    run: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[str],
+    method: Literal["copy", "noise", "taylor"],
+    experts: int | None = None,
+    top_k: int | None = None,
+    every: int = 1,
+    noise: float | None = None,
+    shared: float | None = None,
+    batches: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Makes a mixture of experts of a trained dense DiT, for --init-from to train on.
+
+    Args:
+      run: run folder, or one of its checkpoints.
+      out: folder to make.
+      method: copy: every expert is the dense MLP, and the function stays as it is. noise: copies
+        with noise. taylor: the dense MLP's neurons, divided among a shared expert and the others.
+      experts: experts that a router chooses between; 8 by default, 12 for taylor.
+      top_k: experts a token; 2 by default.
+      every: 1 for experts in all blocks, 2 for every second one.
+      noise: standard deviation over that of the weights; 0.1 by default (noise).
+      shared: share of the neurons that every token passes; 0.25 by default (taylor).
+      batches: batches of training data to find the important neurons on; 8 by default (taylor).
+      batch_size: images in each; 64 by default (taylor).
+      seed: seed of all that is random.
+    """
+    from dit_jax import upcycling
+
+    options = {"noise": noise, "shared": shared, "batches": batches, "batch_size": batch_size}
+    chosen = upcycling.make_method(method, experts=experts, top_k=top_k, **options)
+    for line in upcycling.upcycle(run, out, chosen, every=every, seed=seed):
+        print(line)
+    print(f"--init-from {out} trains it on")
+
+
 def experts(
     run: tyro.conf.Positional[str],
     out: str | None = None,
@@ -78,7 +117,13 @@ def main() -> None:
     cli.setup_logging()
     with cli.one_line_errors():
         tyro.extras.subcommand_cli_from_dict(
-            {"convert": convert, "experts": experts, "models": models, "sample": sample},
+            {
+                "convert": convert,
+                "experts": experts,
+                "models": models,
+                "sample": sample,
+                "upcycle": upcycle,
+            },
             prog="python -m dit_jax",
             config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
         )
