@@ -186,3 +186,15 @@ def test_a_row_is_counted_once(rows, groups):
     assert count_flops(grouped_matmul, x, kernels, sizes) == product
     gradients = functools.partial(value_and_gradients, grouped_matmul)
     assert count_flops(gradients, x, kernels, sizes, dy) == 3 * product
+
+
+def test_a_batch_of_products_is_the_products():
+    x, kernels, dy = operands()
+    sizes = jnp.array([(8, 8, 8, 8, 8), (0, 33, 1, 2, 0)])
+    scale = jnp.array([1.0, 2.0])
+    run = functools.partial(value_and_gradients, grouped_matmul)
+    batched = jax.jit(jax.vmap(lambda sizes, scale: run(scale * x, kernels, sizes, dy)))
+    for number, found in enumerate(zip(*batched(sizes, scale))):
+        expected = run(scale[number] * x, kernels, sizes[number], dy)
+        for actual, wanted in zip(found, expected, strict=True):
+            np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
