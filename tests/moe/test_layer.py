@@ -258,7 +258,7 @@ def test_a_steps_metrics_have_the_losses_and_loads(name):
 
 
 def test_the_loss_has_the_balance_of_every_layer():
-    model = MODELS["dit_moe"]
+    model, process = MODELS["dit_moe"].clone(label_dropout=0.0), Flow()
     rng = np.random.default_rng(3)
     x0, noise = rng.normal(size=(2, 8, *SHAPE)).astype(np.float32)
     example = {"x0": x0, "noise": noise, "t": np.linspace(0, 1, 8, dtype=np.float32)}
@@ -266,14 +266,19 @@ def test_the_loss_has_the_balance_of_every_layer():
 
     def loss(balance):
         moe = model.ffn.clone(router=model.ffn.router.clone(balance=balance))
-        function = jax.jit(make_loss(model.clone(ffn=moe), Flow()))
+        function = jax.jit(make_loss(model.clone(ffn=moe), process))
         value, metrics = function(random_model_params(model), example, jax.random.key(0))
         return float(value), float(metrics["balance_loss"])
 
     (without, nothing), (total, balance) = loss(0.0), loss(1.0)
     assert nothing == 0
     assert total - without == pytest.approx(balance, rel=1e-5)
-    assert balance > 1.9  # Two layers: one each where the load is even.
+    moe = model.ffn.clone(router=model.ffn.router.clone(balance=1.0))
+    x, t = process.corrupt(x0, noise, example["t"]), process.model_time(example["t"])
+    apply = jax.jit(model.clone(ffn=moe).apply)
+    output = apply({"params": random_model_params(model)}, x, t, example["condition"])
+    layers = output.aux["losses"]["balance"]
+    assert layers.shape == (2,) and balance == pytest.approx(float(layers.sum()), rel=1e-5)
 
 
 # The papers' sizes: all parameters, and those that a token meets.
