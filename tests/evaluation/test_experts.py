@@ -16,7 +16,8 @@ from PIL import Image
 
 from dit_jax.diffusion import Euler, Sampling
 from dit_jax.errors import InputError
-from dit_jax.evaluation.experts import draw_experts, expert_use, measure, shares
+from dit_jax.evaluation.expert_use import expert_use, measure, shares
+from dit_jax.evaluation.experts import draw_experts
 from dit_jax.layers.block import Alternate
 from dit_jax.layers.mlp import Mlp
 from dit_jax.models import DiT, dit_moe
