@@ -59,9 +59,15 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
         features = params["dimension_numbers"].rhs_spec[0]
         return 2 * equation.outvars[0].aval.size * kernel.size // kernel.shape[features]
     if name == "cond":
-        return max(_jaxpr_flops(branch.jaxpr) for branch in params["branches"])
+        return max(_jaxpr_flops(branch.jaxpr) for branch in _counted_branches(params))
     inner = sum(_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params))
     return inner * params["length"] if name == "scan" else inner
+
+
+def _counted_branches(params: dict[str, Any]) -> tuple[core.ClosedJaxpr, ...]:
+    """All branches; of those that differ by platform the default, which no loop hides work in."""
+    platforms = params.get("branches_platforms") or ()
+    return (params["branches"][platforms.index(None)],) if None in platforms else params["branches"]
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> list[core.Jaxpr]:

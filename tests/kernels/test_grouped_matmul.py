@@ -169,14 +169,7 @@ def test_the_backends_agree_in_bfloat16(sizes):
         (512, 8),
         (256, 13),
         (256, 1),
-        pytest.param(
-            64,
-            8,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="blocks of at least 16 rows count for every group, even for 8 rows a group",
-            ),
-        ),
+        (64, 8),
     ],
 )
 def test_a_row_is_counted_once(rows, groups):
