@@ -28,7 +28,6 @@ class DiTMoELayout(Layout):
     """
 
     name = "dit-moe"
-    licence = "Apache-2.0"
 
     def matches(self, shapes: Shapes) -> bool:
         names = {"blocks.0.moe.gate.weight", "blocks.0.moe.shared_experts.gate_proj.weight"}

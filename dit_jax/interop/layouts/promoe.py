@@ -31,6 +31,7 @@ class ProMoELayout(Layout):
     """
 
     name = "promoe"
+    licence = "MIT"
 
     def matches(self, shapes: Shapes) -> bool:
         names = {"blocks.1.mlp.cluster_centers", "blocks.1.mlp.shared_expert.up_proj.weight"}
