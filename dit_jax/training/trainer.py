@@ -105,7 +105,7 @@ class Trainer:
 
 def _check_batch(experiment: Experiment, layout: Layout) -> None:
     training = experiment.training
-    devices, parts = layout.mesh.devices.size, training.accumulation
+    devices, parts = layout.ways("batch"), training.accumulation
     if training.batch_size % (devices * parts):
         raise InputError(
             f"a batch of {training.batch_size} does not divide over {devices} devices x "

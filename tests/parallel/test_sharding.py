@@ -7,10 +7,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dit_jax.errors import InputError
-from dit_jax.models import DiT
+from dit_jax.models import DiT, SwitchDiT
+from dit_jax.models.inputs import example_inputs
 from dit_jax.parallel import sharding
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.parallel.sharding import Layout, constrain, parameter_axes, use_layout
+from dit_jax.presets import find_preset
 
 MODEL = DiT(patch=4, hidden=32, depth=2, heads=4, num_classes=10)
 
@@ -188,3 +190,16 @@ def test_use_layout_ends_with_an_error_and_nests():
 def test_rules_name_mesh_axes():
     axes = set(layout().mesh.axis_names)
     assert all(set(mesh_axes) <= axes for mesh_axes in sharding.RULES.values())
+
+
+FAMILIES = ("DiT-S/8", "LightningDiT-B/1", "DDT-B/2", "DiT-MoE-XL/2-8E2A", "ProMoE-S")
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "SwitchDiT"])
+def test_every_family_can_be_laid_out(name):
+    """A parameter without a row would only be found when somebody trains that model."""
+    model = SwitchDiT() if name == "SwitchDiT" else find_preset(name).model
+    abstract = jax.eval_shape(model.init, *example_inputs((32, 32, 4)))["params"]
+    shardings = Layout(Parallel(fsdp=4, tensor=2).mesh()).parameters(abstract)
+    divided = [s for s in jax.tree.leaves(shardings) if not s.is_fully_replicated]
+    assert len(divided) > 10

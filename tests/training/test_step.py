@@ -68,7 +68,10 @@ def on_one_device():
     return run_steps(devices=tuple(jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("parallel", [WHOLE, Parallel(data=2, fsdp=4)])
+MESHES = [WHOLE, Parallel(data=2, fsdp=4), Parallel(data=2, fsdp=2, tensor=2)]
+
+
+@pytest.mark.parametrize("parallel", MESHES)
 def test_any_mesh_gives_the_losses_of_one_device(parallel):
     losses, state, _ = run_steps(parallel=parallel)
     # Sums run in another order on another mesh: float32 rounding, grown by Adam over four steps.
