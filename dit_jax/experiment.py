@@ -147,6 +147,7 @@ def _check_numbers(experiment: Experiment) -> None:
         "training.seed": training.seed,
         "run.sample-every": run.sample_every,
         "evaluation.samples": evaluation.samples,
+        "evaluation.held-out": evaluation.held_out,
     }
     at_least_1 = {
         "training.steps": training.steps,

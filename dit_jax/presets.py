@@ -73,11 +73,12 @@ PRESETS |= {
     for size, patch in (("B", 1), ("B", 2), ("L", 2), ("XL", 1), ("XL", 2))
 }
 PRESETS |= {f"DDT-{size}/2": Preset(_ddt(size), _LOGNORMAL_FLOW, "ddt") for size in _DDT}
-# S and B were released with DiT's process, the larger ones with a flow in the library's own clock.
+# S and B were released with DiT's process, XL and G with a flow in the library's own clock. L was
+# not released, and is taken for one of the former.
 PRESETS |= {
     f"DiT-MoE-{size}/2-{experts}E2A": Preset(
         dit_moe(*_MOE_SIZES[size], experts, qk_norm=size in ("XL", "G")),
-        Gaussian() if size in ("S", "B") else Flow(time=LogitNormal()),
+        Flow(time=LogitNormal()) if size in ("XL", "G") else Gaussian(),
         "dit-moe",
     )
     for size, experts in (

@@ -42,7 +42,8 @@ def sample(
     """Draws one image for each label.
 
     Sample i is a function of (seed, i, its label) alone, up to the rounding of matmuls of another
-    shape: neither the batch size nor the number of devices chooses its noise.
+    shape: neither the batch size nor the number of devices chooses its noise. (A mixture of experts
+    that drops tokens, or whose experts choose among samples, looks at the rest of the batch too.)
 
     Args:
       run: a loaded run.

@@ -21,6 +21,8 @@ IMAGENET = {
     "dit_xl_imagenet256": "DiT-XL/2",
     "dit_xl_imagenet512": "DiT-XL/2",
     "sit_xl_imagenet256": "SiT-XL/2",
+    "dit_moe_s_imagenet256": "DiT-MoE-S/2-8E2A",
+    "promoe_b_imagenet256": "ProMoE-B",
 }
 # Parameters at 256 px by the released code's layers, the frozen position table included; DiT's by
 # patch 2, 4 and 8.
@@ -41,6 +43,17 @@ OTHER_PARAMETERS = {
     "DDT-B/2": 130_262_800,
     "DDT-L/2": 457_648_144,
     "DDT-XL/2": 674_646_352,
+    "DiT-MoE-S/2-8E2A": 199_307_552,
+    "DiT-MoE-S/2-16E2A": 369_213_728,
+    "DiT-MoE-B/2-8E2A": 795_861_536,
+    "DiT-MoE-B/2-16E2A": 1_475_412_512,
+    "DiT-MoE-L/2-8E2A": 2_823_764_000,
+    "DiT-MoE-XL/2-8E2A": 4_168_172_192,
+    "DiT-MoE-G/2-16E2A": 16_503_731_232,
+    "ProMoE-S": 75_543_584,
+    "ProMoE-B": 300_607_520,
+    "ProMoE-L": 1_062_684_704,
+    "ProMoE-XL": 1_567_733_792,
 }
 
 

@@ -79,8 +79,8 @@ def evaluate(
     save_grid(folder / "grid.png", images[: 10 * (classes or 10)], classes or 10)
     metrics = {} if options.judge is None else judge_samples(run, images, labels, options)
     if options.held_out:
-        count, size = options.held_out, min(options.held_out, options.batch_size)
-        metrics["held_out_loss"] = held_out_loss(run, count, size, options.seed)
+        size = options.batch_size
+        metrics["held_out_loss"] = held_out_loss(run, options.held_out, size, options.seed)
     report = Report(metrics, protocol)
     (folder / "metrics.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
     (folder / "samples.npy").unlink()

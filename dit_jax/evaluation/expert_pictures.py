@@ -51,7 +51,7 @@ def _draw_panels(
 
     layers, width, experts = share.shape
     side = max(2.1, width / 450)  # Inches, so that no column is lost.
-    fitting = range(1, 1 + int(15 / side))
+    fitting = range(1, 1 + max(1, int(15 / side)))
     columns = min(fitting, key=lambda n: -layers % n + abs(n - 1.2 * layers**0.5))
     rows = -(-layers // columns)
     size = 1.1 + side * columns, 1.2 + rows * (0.45 + 0.12 * max(experts, 7))

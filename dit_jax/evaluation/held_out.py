@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from dit_jax.diffusion import Process
+from dit_jax.errors import InputError
 from dit_jax.latents import Latents
 from dit_jax.randomness import Purpose, key_for
 from dit_jax.run import Run
@@ -16,8 +17,8 @@ from dit_jax.run import Run
 def held_out_loss(run: Run, count: int, batch_size: int, seed: int) -> float:
     """Mean loss of the process over the first test images; no auxiliary losses, no label dropout.
 
-    Noise and times depend on the seed and the image alone, so runs of one process are compared on
-    the same problems.
+    Noise and times depend on the seed, the image and the batch size, so runs of one process are
+    compared on the same problems.
 
     Args:
       run: what to measure.
@@ -26,9 +27,12 @@ def held_out_loss(run: Run, count: int, batch_size: int, seed: int) -> float:
       seed: seed of noise and times.
 
     Raises:
-      InputError: the data has no test split to open.
+      InputError: the data has no test split to open, or no image is asked for.
     """
     records = run.experiment.data.open("test")
+    batch_size = min(batch_size, count, len(records))
+    if batch_size < 1:
+        raise InputError(f"{count} held-out images: it must be at least 1")
     frozen = run.latents.load()
     losses = []
     for start in range(0, min(count, len(records)) - batch_size + 1, batch_size):

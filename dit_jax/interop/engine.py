@@ -169,7 +169,10 @@ def to_torch(
       dtypes: dtypes of the parameters, by path.
       read: reads a parameter by its path, one layer or all of it (None).
     """
-    targets = by_path(abstract)
+    entries, targets = list(entries), by_path(abstract)
+    ruled = {entry.path for entry in entries if isinstance(entry, Rule)}
+    if left := sorted(targets.keys() - ruled):
+        raise InputError(_roll_up([f"no rule for {path}" for path in left]))
 
     @functools.lru_cache(maxsize=1)  # Tensors of one piece, a layer's experts say, come in turn.
     def tensors(piece: Piece) -> list[np.ndarray]:

@@ -162,24 +162,17 @@ def separate_qkv(sources: Sequence[str], path: str, heads: int, **options: Any) 
     ]
 
 
-def expert_linear(
-    sources: Sequence[str], path: str, *, bias: bool, together: int = 1, **options: Any
-) -> list[Rule]:
-    """Rules for experts' linear layers, stacked; of each expert `together` layers become one.
-
-    Args:
-      sources: layers, expert by expert.
-      path: of the stacked layer.
-      bias: they have biases.
-      together: layers of an expert that are one here, with an axis between inputs and outputs.
-      **options: of all rules.
-    """
+def expert_linear(sources: Sequence[str], path: str, *, bias: bool, **options: Any) -> list[Rule]:
+    """Rules for a linear layer of every expert, stacked; `sources` go from expert to expert."""
     weights, biases = (tuple(f"{s}.{leaf}" for s in sources) for leaf in ("weight", "bias"))
-    if together > 1:
-        options["sizes"] = (("k", together),)
-        return [Rule(weights, f"{path}/kernel", "(e k) o i -> e i k o", **options)]
     kernel = Rule(weights, f"{path}/kernel", "e o i -> e i o", **options)
     return [kernel] + [Rule(biases, f"{path}/bias", "e o -> e o", **options)] * bias
+
+
+def expert_gates(sources: Sequence[str], path: str) -> Rule:
+    """Rule for a gate and a value, without biases, of every expert, one after the other."""
+    weights = tuple(f"{source}.weight" for source in sources)
+    return Rule(weights, f"{path}/kernel", "(e two) o i -> e i two o", (("two", 2),))
 
 
 def merge_heads(source: str, path: str, heads: int, **options: Any) -> list[Rule]:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.errors import InputError
 from dit_jax.layers.context import Context
 from dit_jax.layers.linear import linear
 from dit_jax.layers.modulation import AdaLN, modulate
@@ -47,6 +48,11 @@ class Alternate(nn.Module):
 
     mixers: tuple[nn.Module, ...]
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.mixers:
+            raise InputError("Alternate needs at least one channel mixer")
+
 
 class BlockGroup(nn.Module):
     """Blocks of several kinds, one after another: what is stacked where kinds take turns.
@@ -67,6 +73,11 @@ class BlockGroup(nn.Module):
         for block in self.blocks:
             x, aux = block(x, context)
             found += [aux] if aux else []
+        if len({jax.tree.structure(aux) for aux in found}) > 1:
+            raise InputError(
+                "mixtures of experts that take turns must be alike: one kind of router and as many "
+                "experts"
+            )
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *found) if found else {}
 
 

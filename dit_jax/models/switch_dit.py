@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from optax.assignment import hungarian_algorithm
 
+from dit_jax.errors import InputError
 from dit_jax.layers.context import Context
+from dit_jax.layers.mlp import Mlp, SwiGLU
 from dit_jax.layers.timestep import TimestepEmbedder
 from dit_jax.models.dit import DiT
 from dit_jax.moe import LinearExperts, MoE
@@ -61,6 +63,8 @@ class SwitchDiT(DiT):
         return output._replace(aux=output.aux | {"losses": losses})
 
     def block(self):
+        if not isinstance(self.ffn, Mlp | SwiGLU):
+            raise InputError("Switch-DiT's blocks have a dense channel mixer: set ffn to one")
         router = SwitchRouter(self.experts, self.top_k, parent=None)
         return SwitchBlock(
             super().block(), MoE(router, LinearExperts(parent=None), parent=None), parent=None

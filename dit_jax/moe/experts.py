@@ -74,10 +74,10 @@ class LinearExperts(Experts):
     @nn.compact
     def __call__(self, count, width):
         zeros = {"kernel": jnp.zeros((count, width, width)), "bias": jnp.zeros((count, width))}
-        return {"out": self.param("out", lambda key: zeros)}
+        return {"linear": self.param("linear", lambda key: zeros)}
 
     def compute(self, params, x, dot):
-        return dot(x, params["out"])
+        return dot(x, params["linear"])
 
 
 def _layers(key: jax.Array, count: int, shape: tuple[int, ...], bias: bool) -> Params:

@@ -2,7 +2,9 @@
 
 A configuration that trains on takes the model from the upcycled run itself:
 
-    checkpoints, step = dit_jax.checkpoint.newest("runs/moe")
+    from dit_jax.checkpoint import newest
+
+    checkpoints, step = newest("runs/moe")
     upcycled, _ = checkpoints.experiment(step)
     experiment = dataclasses.replace(
         upcycled, training=Training(...), run=RunFolder("runs/tuned"), init_from="runs/moe"

@@ -4,7 +4,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_jax.diffusion import DDPM, Euler, Gaussian, Sampling
+from dit_jax.interop.layouts import LAYOUTS
+from dit_jax.interop.layouts.dit import found_dit
 from dit_jax.layers.context import Context
+from dit_jax.layers.norm import RMSNorm
+from dit_jax.layers.rope import AxialRope
+from dit_jax.models import promoe as promoe_model
+from dit_jax.moe.routers import ProMoEExpertChoiceRouter
+from dit_jax.presets import find_preset
 
 torch = pytest.importorskip("torch")
 
@@ -105,3 +113,33 @@ def test_every_layer_is_the_twins(family):
 def test_there_and_back_is_bit_equal(family, suffix):
     twin, _, folder, _, _ = family
     parity.check_round_trip(folder, twin, f"back{suffix}")
+
+
+def test_the_family_is_recognised_where_keys_tell(family, request):
+    twin, *_ = family
+    name = request.node.callspec.params["family"].split(" ")[0]
+    shapes = {key: tuple(value.shape) for key, value in twin.state_dict().items()}
+    fitting = [layout.name for layout in LAYOUTS if layout.matches(shapes)]
+    # DiT and SiT have the same keys; nothing else has.
+    assert fitting == (["dit", "sit"] if name in ("dit", "sit") else [name])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rope": AxialRope()}, {"norm": "rms"}, {"qk_norm": RMSNorm()}],
+    ids=["rope", "norm", "qk-norm"],
+)
+def test_what_a_layout_has_no_place_for_is_not_written_in_it(changes):
+    model = find_preset("DiT-S/8").model.clone(**changes)
+    found = found_dit(model, (32, 32, 4), Gaussian(), Sampling(DDPM()))
+    assert not [layout.name for layout in LAYOUTS if layout.exports(found)]
+
+
+def test_choices_that_are_in_no_file_are_not_written():
+    tokens = find_preset("ProMoE-S")
+    experts = promoe_model(2, 384, 6, router=ProMoEExpertChoiceRouter())
+    names = {}
+    for model in (tokens.model, experts):
+        found = found_dit(model, (32, 32, 4), tokens.process, Sampling(Euler(steps=2)))
+        names[model] = [layout.name for layout in LAYOUTS if layout.exports(found)]
+    assert names == {tokens.model: ["promoe"], experts: []}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
+from dit_jax.errors import InputError
 from dit_jax.models import DiT
 from dit_jax.models.switch_dit import (
     SwitchDiT,
@@ -13,6 +14,10 @@ from dit_jax.models.switch_dit import (
     jensen_shannon,
     prior_windows,
 )
+from dit_jax.moe import MlpExperts, MoE
+from dit_jax.moe.routers import TopKRouter
+from dit_jax.parallel.mesh import Parallel
+from dit_jax.parallel.sharding import Layout, use_layout
 
 SIZES = {"patch": 2, "hidden": 32, "depth": 3, "heads": 2, "num_classes": 10}
 X = jax.random.normal(jax.random.key(0), (4, 8, 8, 4))
@@ -62,7 +67,7 @@ def test_a_layer_is_its_formula(params):
     block = SwitchDiT(**SIZES).block()
     ours, aux = block.apply({"params": layer}, x, context)
 
-    gate, experts = layer["moe"]["router"]["gate"], layer["moe"]["experts"]["out"]
+    gate, experts = layer["moe"]["router"]["gate"], layer["moe"]["experts"]["linear"]
     gates = jax.nn.softmax(jax.nn.silu(time) @ gate["kernel"] + gate["bias"])
     mask = np.ones(x.shape, np.float32)
     for sample in range(4):
@@ -141,3 +146,26 @@ def test_training_moves_gates_towards_the_prior(params):
     before, slope = step(params)
     after, _ = step(jax.tree.map(lambda p, g: p - 0.5 * g, params, slope))
     assert after < before
+
+
+@pytest.mark.parametrize("parallel", [Parallel(data=4, tensor=2), Parallel(data=2, expert=4)])
+def test_devices_do_not_change_it(params, parallel):
+    model = SwitchDiT(**SIZES, experts=4) if parallel.expert > 1 else SwitchDiT(**SIZES)
+    if parallel.expert > 1:
+        params = jax.jit(model.init)(jax.random.key(0), X, T, LABEL)["params"]
+        params = jax.tree.map(
+            lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), params
+        )
+    x, t = jnp.concatenate([X, X]), jnp.concatenate([T, T])
+    label = {"label": jnp.concatenate([LABEL["label"]] * 2)}
+    apply = lambda params, x: model.apply({"params": params}, x, t, label).prediction  # noqa: E731
+    layout = Layout(parallel.mesh())
+    with use_layout(layout):
+        spread = jax.jit(apply, in_shardings=(layout.parameters(params), layout.batch))(params, x)
+    np.testing.assert_allclose(spread, jax.jit(apply)(params, x), rtol=1e-4, atol=1e-5)
+
+
+def test_experts_within_switched_blocks_are_refused():
+    moe = MoE(TopKRouter(), MlpExperts())
+    with pytest.raises(InputError, match="dense channel mixer"):
+        jax.eval_shape(SwitchDiT(**SIZES, ffn=moe).init, jax.random.key(0), X, T, LABEL)

@@ -7,7 +7,7 @@ DiT-XL/2` reads weights that were trained by DiT's code and copied into this lay
 
 from dit_jax.diffusion import DDPM, ClassifierFree, Gaussian, Sampling
 from dit_jax.interop.layout import Layout, Shapes, count_layers
-from dit_jax.interop.layouts.dit import found_dit, heads_of
+from dit_jax.interop.layouts.dit import found_dit, heads_of, is_plain_dit
 from dit_jax.interop.rules import linear, merge_heads, patch_embed, separate_qkv, tensor
 from dit_jax.layers.timestep import Sinusoid
 from dit_jax.models import DiT
@@ -46,8 +46,11 @@ class DiffusersDiTLayout(Layout):
 
     def exports(self, found):
         model = found.module
-        gaussian = type(model) is DiT and isinstance(found.experiment.process, Gaussian)
-        return gaussian and model.num_classes > 0
+        if not isinstance(model, DiT) or not isinstance(model.time_features, Sinusoid):
+            return False
+        # diffusers embeds the time its own way, whatever the weights were trained with.
+        plain = is_plain_dit(model.clone(time_features=Sinusoid()))
+        return plain and model.num_classes > 0 and isinstance(found.experiment.process, Gaussian)
 
     def entries(self, found):
         model = found.module

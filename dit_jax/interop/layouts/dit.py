@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from dit_jax.attention import Full
 from dit_jax.data import Absent
 from dit_jax.diffusion import DDPM, ClassifierFree, Gaussian, Process, Sampling
 from dit_jax.experiment import Experiment, RunFolder, Training
@@ -29,7 +30,14 @@ from dit_jax.models.inputs import example_inputs
 # A state dict does not say into how many heads a width is cut: 64 wide, but for XL's 72.
 _HEADS = {1152: 16}
 # What the layout takes for granted.
-_PLAIN = {"ffn": Mlp(), "time_features": Sinusoid()}
+_PLAIN = {
+    "attention": Full(),
+    "qk_norm": None,
+    "rope": None,
+    "ffn": Mlp(),
+    "norm": "layer",
+    "time_features": Sinusoid(),
+}
 
 
 class DiTLayout(Layout):
@@ -67,7 +75,10 @@ def is_dit(shapes: Shapes) -> bool:
         "final_layer.adaLN_modulation.1.weight",
         "pos_embed",
     }
-    foreign = ("blocks.0.attn.q_norm", "blocks.0.norm1", "s_embedder", "cls_projectors")
+    foreign = (
+        *("blocks.0.attn.q_norm", "blocks.0.norm1", "blocks.1.mlp.cluster_centers"),
+        *("s_embedder", "cls_projectors"),
+    )
     return names <= shapes.keys() and not any(key.startswith(foreign) for key in shapes)
 
 

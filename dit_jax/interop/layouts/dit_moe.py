@@ -7,11 +7,12 @@ from dit_jax.interop.layouts.dit import (
     dit_of,
     found_dit,
     frame_entries,
+    is_plain_dit,
     sample_shape,
 )
 from dit_jax.interop.layouts.sit import is_flow
-from dit_jax.interop.rules import Entry, Rule, expert_linear, linear, norm, tensor
-from dit_jax.layers.mlp import SwiGLU
+from dit_jax.interop.rules import Entry, Rule, expert_gates, expert_linear, linear, norm, tensor
+from dit_jax.layers.mlp import Mlp, SwiGLU
 from dit_jax.layers.norm import LayerNorm
 from dit_jax.models import DiT
 from dit_jax.moe import MoE, SwiGLUExperts
@@ -56,14 +57,16 @@ class DiTMoELayout(Layout):
         moe = model.ffn if type(model) is DiT else None
         if not isinstance(moe, MoE) or not isinstance(moe.shared, SwiGLU) or moe.shared.bias:
             return False
-        plain = model.clone(ffn=DiT().ffn, qk_norm=None)
+        plain = {"ffn": Mlp(), "qk_norm": None}
+        gaussian = isinstance(found.experiment.process, Gaussian)
+        # What is in no file is what `describe` takes for granted.
         return (
             isinstance(moe.router, DiTMoERouter)
+            and moe.router.top_k == 2
             and isinstance(moe.experts, SwiGLUExperts)
+            and is_plain_dit(model.clone(**plain))
+            and (gaussian if model.qk_norm is None else is_flow(found, data_time=0))
             and model.qk_norm in (None, LayerNorm())
-            and plain.rope is None
-            and plain.norm == "layer"
-            and (isinstance(found.experiment.process, Gaussian) or is_flow(found, data_time=0))
         )
 
     def entries(self, found):
@@ -89,7 +92,7 @@ def _moe_entries(source: str, path: str, experts: int) -> list[Entry]:
     shared = [f"{source}.shared_experts.{name}.weight" for name in ("gate_proj", "up_proj")]
     return [
         tensor(f"{source}.gate.weight", f"{path}/router/kernel", "e i -> i e"),
-        *expert_linear(gates, f"{path}/experts/gate_value", bias=False, together=2),
+        expert_gates(gates, f"{path}/experts/gate_value"),
         *expert_linear(downs, f"{path}/experts/out", bias=False),
         Rule(tuple(shared), f"{path}/shared/gate_value/kernel", "k o i -> i k o"),
         *linear(f"{source}.shared_experts.down_proj", f"{path}/shared/out", bias=False),

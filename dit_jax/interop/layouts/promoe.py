@@ -7,6 +7,7 @@ from dit_jax.interop.layouts.dit import (
     dit_of,
     found_dit,
     frame_entries,
+    is_plain_dit,
     mlp_entries,
     sample_shape,
 )
@@ -17,7 +18,7 @@ from dit_jax.layers.mlp import Mlp
 from dit_jax.layers.norm import LayerNorm
 from dit_jax.models import DiT
 from dit_jax.moe import MlpExperts, MoE
-from dit_jax.moe.routers import ProMoEExpertChoiceRouter, ProMoERouter
+from dit_jax.moe.routers import ProMoERouter
 
 _TIME_SCALE = 1000.0
 _QK_NORM = LayerNorm(eps=1e-5)
@@ -63,12 +64,12 @@ class ProMoELayout(Layout):
             first == Mlp()
             and len(rest) == 1
             and isinstance(rest[0], MoE)
-            and isinstance(rest[0].router, ProMoERouter | ProMoEExpertChoiceRouter)
+            and isinstance(rest[0].router, ProMoERouter)
+            and rest[0].router.top_k == 1
             and isinstance(rest[0].experts, MlpExperts)
             and isinstance(rest[0].shared, Mlp)
             and model.qk_norm in (None, _QK_NORM)
-            and model.rope is None
-            and model.norm == "layer"
+            and is_plain_dit(model.clone(ffn=Mlp(), qk_norm=None))
             and is_flow(found, data_time=0, time_scale=_TIME_SCALE)
         )
 

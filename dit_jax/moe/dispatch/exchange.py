@@ -40,15 +40,20 @@ def across_experts(
             f"{len(x)} groups of tokens do not divide over the {layout.ways('batch')} devices that "
             "share a batch: change the batch size, or a router's pools"
         )
+    axes = _logical_axes(layout, params)
+    # Experts without a hidden layer are whole on each device: there is nothing to add up.
+    hidden = any("mlp" in names for layer in axes.values() for names in layer.values())
     exchange = Exchange(
-        layout.axes("experts"), layout.ways("experts"), layout.axes("batch"), layout.axes("mlp")
+        layout.axes("experts"),
+        layout.ways("experts"),
+        layout.axes("batch"),
+        layout.axes("mlp") if hidden else (),
     )
     batch = PartitionSpec(layout.axes("batch"))
-    axes = _logical_axes(layout, params)
 
     def body(x, routing, params):
         # Devices add up parts of a sum, so of a bias that follows the sum each has its share.
-        share = 1 / layout.ways("mlp")
+        share = 1 / layout.ways("mlp") if hidden else 1.0
         params = {name: _shared(layer, axes[name], share) for name, layer in params.items()}
         return local(x, routing, params, functools.partial(_summed, compute, exchange), exchange)
 

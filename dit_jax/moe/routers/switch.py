@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.layers.linear import linear
-from dit_jax.moe.routing import Router, Routing
+from dit_jax.moe.routing import Router, Routing, token_choice
 
 
 class SwitchRouter(Router):
@@ -30,6 +30,6 @@ class SwitchRouter(Router):
     def __call__(self, x, context):
         gate = linear(self.experts, nn.silu(context.time.astype(jnp.float32)), "gate")
         gates = jax.nn.softmax(gate)
-        weights, experts = jax.lax.top_k(gates, self.top_k)
+        weights, experts = token_choice(gates[:, None], self.top_k)
         slots = jnp.tile(weights, (1, x.shape[1])), jnp.tile(experts, (1, x.shape[1]))
         return Routing(*slots, None, self.experts), {"gates": gates}
