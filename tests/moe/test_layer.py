@@ -194,7 +194,7 @@ OPTIMIZER = optax.sgd(1e-2, momentum=0.9)
 def random_model_params(model):
     shapes = jax.eval_shape(model.init, *example_inputs(SHAPE))["params"]
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: (0.3 * rng.normal(size=s.shape)).astype(np.float32), shapes)
+    return jax.tree.map(lambda s: (0.1 * rng.normal(size=s.shape)).astype(np.float32), shapes)
 
 
 def train(model, parallel, devices=None, steps=2):
