@@ -1,8 +1,8 @@
 """True FLOPs, counted from the program itself.
 
 XLA's own analysis counts a loop's body once, which is short by the depth of a stack. Here every
-matmul and convolution is counted as two FLOPs a multiply-add, a scan as often as it runs. (The
-papers' "GFLOPs" are multiply-adds: half of these.)
+matmul and convolution is counted as two FLOPs a multiply-add, a scan or the grid of a kernel as
+often as it runs. (The papers' "GFLOPs" are multiply-adds: half of these.)
 """
 
 import math
@@ -61,6 +61,8 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
     if name == "cond":
         return max(_jaxpr_flops(branch.jaxpr) for branch in _counted_branches(params))
     inner = sum(_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params))
+    if name == "pallas_call":
+        return inner * math.prod(params["grid_mapping"].grid)
     return inner * params["length"] if name == "scan" else inner
 
 

@@ -8,7 +8,7 @@ import contextvars
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -147,3 +147,25 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if layout is None:
         return x
     return jax.lax.with_sharding_constraint(x, layout.sharding(axes, x.shape))
+
+
+def on_each_device(function: Callable[..., jax.Array], *axes: str | None) -> Callable:
+    """Runs a function on each device's own part of its arrays; as it is outside `use_layout`.
+
+    For what the compiler cannot divide, such as Pallas kernels.
+
+    Args:
+      function: takes arrays of one shape and returns such an array; parts must not need each other.
+      *axes: logical names of their axes.
+    """
+
+    def run(*arrays: jax.Array) -> jax.Array:
+        layout = current_layout()
+        if layout is None:
+            return function(*arrays)
+        spec = layout.sharding(axes, arrays[0].shape).spec
+        return jax.shard_map(
+            function, mesh=layout.mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )(*arrays)
+
+    return run
