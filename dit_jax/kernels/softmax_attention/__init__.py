@@ -61,8 +61,8 @@ def softmax_attention(
 def _by_platform(q: jax.Array, k: jax.Array, v: jax.Array, dtype: jnp.dtype) -> jax.Array:
     picks = {platform: choose(platform, q.shape, dtype) for platform in _offered()}
     picks = {platform: pick for platform, pick in picks.items() if pick != "xla"}
-    said = [f"{pick} on {platform}" for platform, pick in picks.items()]
-    log.debug("softmax attention of %s %s: %s", dtype, q.shape, ", ".join([*said, "else xla"]))
+    said = [f"{pick} on {platform}, else " for platform, pick in picks.items()]
+    log.debug("softmax attention of %s %s: %sxla", dtype, q.shape, "".join(said))
     if not picks:
         return xla.attention(q, k, v)
     kernels = {platform: _FUNCTIONS[pick] for platform, pick in picks.items()}

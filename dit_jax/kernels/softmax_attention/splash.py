@@ -8,7 +8,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 # Queries and keys a grid step. The kernel's own default of 128 takes seven times the cycles of
-# 1024; larger blocks of float32 do not fit into the memory of a core.
+# 1024; blocks of 2048 do not fit into the memory that a v5e's core gives a kernel.
 _LARGEST_BLOCK = 1024
 _LANES = 128
 
