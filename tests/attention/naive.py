@@ -330,8 +330,8 @@ def pisa(q, k, v, grid, selection, order="first", *, tile=8, xp=np):
     - "drop": adds nothing;
     - "zeroth": adds n_j e^{s q.kbar_j} to the denominator and e^{s q.kbar_j} sum_n v_n to the
       numerator;
-    - "first": the numerator also gets (g / T) s q (sum of H_j over ALL T tiles), where
-      g = sum over tiles not selected of n_j e^{s q.kbar_j}.
+    - "first": the numerator also gets (g / N) s q (sum of H_j over ALL tiles), where N is the
+      number of grid tokens and g = sum over tiles not selected of n_j e^{s q.kbar_j}.
     """
     if order not in ("drop", "zeroth", "first"):
         raise ValueError(order)
@@ -356,9 +356,9 @@ def pisa(q, k, v, grid, selection, order="first", *, tile=8, xp=np):
     denominator = xp.einsum("bhqk->bqh", e)[..., None]
     if order == "first":
         g = xp.einsum("bhqk->bqh", e[..., -blocks:])[..., None]
-        mean_covariance = pisa_covariance(k_grid, v_grid, member, xp=xp).sum(2) / blocks
+        covariance = pisa_covariance(k_grid, v_grid, member, xp=xp).sum(2) / len(ids)
         scale = 1 / math.sqrt(q.shape[-1])
-        numerator = numerator + g * scale * xp.einsum("bqhd,bhde->bqhe", q, mean_covariance)
+        numerator = numerator + g * scale * xp.einsum("bqhd,bhde->bqhe", q, covariance)
     return numerator / denominator
 
 

@@ -269,7 +269,7 @@ def test_pisa_by_hand():
             mean = math.exp(0.5 * x @ k0[tile].mean(0))
             numerator, g = numerator + mean * v0[tile].sum(0), g + len(tile) * mean
     zeroth = numerator / (denominator + g)
-    first = (numerator + g / 4 * 0.5 * x @ sum(covariances)) / (denominator + g)
+    first = (numerator + g / 35 * 0.5 * x @ sum(covariances)) / (denominator + g)
     for order, expected in [("drop", dropped), ("zeroth", zeroth), ("first", first)]:
         out = naive.pisa(q, k, v, grid, selection, order, tile=4)
         np.testing.assert_allclose(out[0, 6, 0], expected, err_msg=order, **CLOSE)

@@ -1,0 +1,100 @@
+"""Piecewise sparse attention (arXiv 2602.01077)."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.attention.cells import cell_means, log_counts
+from dit_jax.attention.mixer import TokenMixer
+from dit_jax.attention.sparse import Tokens, in_cells
+from dit_jax.errors import InputError
+from dit_jax.kernels.block_sparse import CoarseKeys, KeyLists
+
+
+@dataclasses.dataclass(frozen=True)
+class PISA(TokenMixer):
+    """Each tile sees the tiles that matter most exactly, and the others by a Taylor expansion.
+
+    The exact ones are those of the largest products of mean query and mean key. A tile j that is
+    not among them adds n_j e^(s q kbar_j) to the denominator and e^(s q kbar_j) sum v_n to the
+    numerator (order zero). First order adds (g / N) s q H to the numerator, with one H = sum over
+    all tiles of (k_n - kbar_j)^T v_n, N the number of tokens, and g the denominator's part of the
+    tiles that are not exact. At density 1 it is full attention; trained weights need no change.
+    Layers of order zero and of order one in turns are the paper's hybrid.
+
+    The choice has no gradient. Source: PISA (arXiv 2602.01077).
+
+    Attributes:
+      density: share of the tiles that is exact; at least one is.
+      order: of the expansion, or "drop" to leave the other tiles out.
+      by_covariance: rank a tile also by log ||sum (k_n - kbar_j)^T v_n||, by how much order zero
+        would miss of it.
+      tile: tokens of a tile on each axis.
+    """
+
+    density: float = 0.15
+    order: Literal["drop", "zeroth", "first"] = "zeroth"
+    by_covariance: bool = False
+    tile: tuple[int, ...] = (8, 8)
+
+    def __call__(self, q, k, v, grid):
+        if not 0 < self.density <= 1:
+            raise InputError(f"PISA's density lies in (0, 1], not {self.density}")
+        tokens = in_cells(q, k, v, grid, self.tile)
+        filled = tokens.cells.filled()
+        q1, k1, v1 = (cell_means(x, filled) for x in (tokens.q, tokens.k, tokens.v))
+        covariances = self._covariances(tokens, k1)
+        indices, coarse = self._route(q1, k1, v1, covariances, filled)
+        size = math.prod(self.tile)
+        counts = jnp.full(indices.shape[:-1], indices.shape[-1], jnp.int32)
+        lists = KeyLists(indices=indices, counts=counts, query_block=size, key_block=size)
+        mixed, lse = tokens.attend(lists, coarse if self.order != "drop" else None)
+        if self.order == "first":
+            mixed += _first_order(tokens, coarse, covariances.sum(2), lse).astype(mixed.dtype)
+        return tokens.finish(mixed)
+
+    def _covariances(self, tokens: Tokens, k1: jax.Array) -> jax.Array | None:
+        """H_j = sum (k_n - kbar_j)^T v_n of each tile, [B, H, T, D, D] float32, where needed."""
+        if self.order != "first" and not self.by_covariance:
+            return None
+        k, v = (x.reshape(*k1.shape[:3], -1, k1.shape[-1]) for x in (tokens.k, tokens.v))
+        # What fills up a tile has no value, and so no part in it.
+        k = k - k1[..., None, :]
+        return jnp.einsum("bhtnd,bhtne->bhtde", k, v, preferred_element_type=jnp.float32)
+
+    def _route(self, q1, k1, v1, covariances, filled: np.ndarray) -> tuple[jax.Array, CoarseKeys]:
+        """The exact tiles of each tile, [B, H, T, K], and means that stand for the others."""
+        scores = jnp.einsum(
+            "bhid,bhjd->bhij",
+            *jax.lax.stop_gradient((q1, k1)),
+            preferred_element_type=jnp.float32,
+        )
+        if self.by_covariance:
+            norms = jnp.sqrt(jnp.square(jax.lax.stop_gradient(covariances)).sum((-2, -1)))
+            scores = scores * q1.shape[-1] ** -0.5 + jnp.log(norms + 1e-5)[:, :, None]
+        exact = max(1, int(self.density * len(filled)))
+        indices = jax.lax.top_k(scores, exact)[1]
+        is_exact = (indices[..., None] == jnp.arange(len(filled))).any(-2)
+        weights = jnp.where(is_exact, -jnp.inf, log_counts(filled))
+        return indices, CoarseKeys(k1[:, :, None], v1[:, :, None], weights)
+
+
+def _first_order(
+    tokens: Tokens, coarse: CoarseKeys, covariance: jax.Array, lse: jax.Array
+) -> jax.Array:
+    """The expansion's first order, [B, H, N', D] float32."""
+    scale, rows = tokens.q.shape[-1] ** -0.5, coarse.log_weight.shape[2]
+    logits = scale * jnp.einsum(
+        "bhqd,bhjd->bhqj", tokens.q, coarse.k[:, :, 0], preferred_element_type=jnp.float32
+    )
+    logits = logits.reshape(*logits.shape[:2], rows, -1, logits.shape[-1])
+    weights = jnp.exp(
+        logits + coarse.log_weight[..., None, :] - lse.reshape(logits.shape[:-1])[..., None]
+    )
+    share = weights.sum(-1).reshape(lse.shape) / math.prod(tokens.cells.grid)
+    slope = jnp.einsum("bhqd,bhde->bhqe", tokens.q.astype(jnp.float32), covariance)
+    return share[..., None] * scale * slope

@@ -1,0 +1,114 @@
+"""What the sparse mechanisms share: prefix tokens, cells that are not full, lists known ahead."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.attention.cells import Cells
+from dit_jax.errors import InputError
+from dit_jax.kernels.block_sparse import (
+    CoarseKeys,
+    KeyLists,
+    block_sparse_attention,
+    concatenate,
+)
+from dit_jax.kernels.softmax_attention import softmax_attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Queries, keys and values of one call: prefix and grid apart, the grid's in cells.
+
+    Tokens before those of the grid, such as text or registers, see all and are seen by all.
+
+    Attributes:
+      cells: the grid's cells.
+      everything: all queries, keys and values, [B, N, H, D].
+      q: the grid's queries in the cells' order, [B, H, N', D].
+      k: its keys, likewise.
+      v: its values, likewise.
+    """
+
+    cells: Cells
+    everything: tuple[jax.Array, jax.Array, jax.Array]
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+
+    def attend(
+        self, lists: KeyLists, coarse: CoarseKeys | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The grid's mixed values [B, H, N', D] and log-sum-exp [B, H, N'], prefix keys included.
+
+        Lists whose masks are not set get those that hide what fills up the cells.
+        """
+        if lists.masks is None and not self.cells.valid.all():
+            lists = _hide_padding(lists, self.cells)
+        return block_sparse_attention(
+            self.q, self.k, self.v, lists, concatenate(self._prefix_keys(), coarse)
+        )
+
+    def finish(self, mixed: jax.Array) -> jax.Array:
+        """All tokens' mixed values [B, N, H, D], from those of the grid in the cells' order."""
+        mixed, prefix = self.cells.join(mixed), self._prefix
+        if prefix == 0:
+            return mixed
+        q, k, v = self.everything
+        dense = softmax_attention(q[:, :prefix], k, v, "xla")
+        return jnp.concatenate([dense, mixed], axis=1)
+
+    @property
+    def _prefix(self) -> int:
+        return self.everything[0].shape[1] - math.prod(self.cells.grid)
+
+    def _prefix_keys(self) -> CoarseKeys | None:
+        """Keys and values of the prefix, each counting as the one token that it is."""
+        if self._prefix == 0:
+            return None
+        k, v = (x[:, : self._prefix].swapaxes(1, 2)[:, :, None] for x in self.everything[1:])
+        return CoarseKeys(k, v, jnp.zeros((1, 1, 1, self._prefix), jnp.float32))
+
+
+def in_cells(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    grid: tuple[int, ...],
+    *sides: tuple[int, ...],
+) -> Tokens:
+    """Tokens [B, N, H, D] whose last are those of the grid, cut into cells of such sides.
+
+    Raises:
+      InputError: there are fewer tokens than the grid has, or the sides do not fit it.
+    """
+    if q.shape[1] < math.prod(grid):
+        raise InputError(f"{q.shape[1]} tokens do not fill a grid of {grid}")
+    cells, first = Cells(tuple(grid), sides), q.shape[1] - math.prod(grid)
+    split = (cells.split(x[:, first:]) for x in (q, k, v))
+    return Tokens(cells, (q, k, v), *split)
+
+
+def listed(visible: np.ndarray, block: int) -> KeyLists:
+    """Lists known ahead, of which block sees which, [blocks, blocks] bool."""
+    counts = visible.sum(1)
+    # Stable, so that what is seen comes first and in order.
+    indices = np.argsort(~visible, axis=1, kind="stable")[:, : counts.max()]
+    return KeyLists(
+        indices=jnp.asarray(indices, jnp.int32),
+        counts=jnp.asarray(counts, jnp.int32),
+        query_block=block,
+        key_block=block,
+    )
+
+
+def _hide_padding(lists: KeyLists, cells: Cells) -> KeyLists:
+    """The lists, with a mask for each way in which a block of keys is filled."""
+    patterns, kinds = np.unique(
+        cells.valid.reshape(-1, lists.key_block), axis=0, return_inverse=True
+    )
+    masks = np.broadcast_to(patterns[:, None], (len(patterns), lists.query_block, lists.key_block))
+    ids = jnp.asarray(kinds.reshape(-1), jnp.int32)[lists.indices]
+    return dataclasses.replace(lists, masks=jnp.asarray(masks), mask_ids=ids)

@@ -1,0 +1,91 @@
+"""Attention of each block of queries over a list of key blocks, and over weighted coarse keys.
+
+The one kernel under the sparse attention mechanisms: a Mosaic kernel on TPUs, for as many tokens as
+fit into their memory, and gathers of XLA elsewhere.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dit_jax.kernels.block_sparse import gather, tpu
+from dit_jax.kernels.block_sparse.operands import CoarseKeys, KeyLists, concatenate
+
+__all__ = ["CoarseKeys", "KeyLists", "block_sparse_attention", "concatenate"]
+
+
+def block_sparse_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lists: KeyLists,
+    coarse: CoarseKeys | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention of queries over the keys that their block lists, and over coarse keys.
+
+    out_i = (sum_j e^(s q_i k_j) v_j + sum_c w_c e^(s q_i k'_c) v'_c) / (the same with v = v' = 1),
+    s = 1 / sqrt(D), softmax and sums in float32.
+
+    Args:
+      q: queries [B, H, N, D], N a multiple of the query block.
+      k: keys [B, H, M, D], M a multiple of the key block.
+      v: values, likewise.
+      lists: key blocks of each query block.
+      coarse: further keys with weights, seen by groups of queries.
+
+    Returns:
+      The mixed values [B, H, N, D] in the dtype of `v`, and the log-sum-exp of each query's logits
+      [B, H, N] in float32. Both are differentiable by q, k, v and the coarse keys and values. A
+      query must see something, or its result is of no account.
+
+    Raises:
+      InputError: the lists do not fit the queries and keys.
+    """
+    lists.check(q.shape[2], k.shape[2])
+    return _attention(q, k, v, lists, coarse)
+
+
+@jax.custom_vjp
+def _attention(q, k, v, lists, coarse):
+    return _forward(q, k, v, lists, coarse)[0]
+
+
+def _offered(q: jax.Array, k: jax.Array, lists: KeyLists) -> bool:
+    """Whether a program that is traced here may have the TPU's kernel."""
+    # The compiler divides gathers over devices, but no Pallas kernel.
+    return jax.device_count() == 1 and tpu.takes(q, k, lists)
+
+
+def _forward(q, k, v, lists, coarse):
+    # The platform that is lowered for decides, not the one that runs: programs for TPUs are
+    # compiled on machines that have none.
+    operands = q, k, v, lists, coarse
+    kernels = {"tpu": tpu.forward} if _offered(q, k, lists) else {}
+    out, lse = jax.lax.platform_dependent(*operands, **kernels, default=gather.forward)
+    return (out, lse), (*operands, out, lse)
+
+
+def _backward(saved, cotangents):
+    q, k, v, lists, coarse, *results = saved
+
+    def by_gathers(q, k, v, lists, coarse, out, lse, dout, dlse):
+        differentiable = q, k, v, *(() if coarse is None else (coarse.k, coarse.v))
+
+        def function(q, k, v, *keys):
+            own = None if coarse is None else CoarseKeys(*keys, coarse.log_weight)
+            return gather.forward(q, k, v, lists, own)
+
+        return jax.vjp(function, *differentiable)[1]((dout, dlse))
+
+    operands = q, k, v, lists, coarse, *results, *cotangents
+    kernels = {"tpu": tpu.backward} if _offered(q, k, lists) else {}
+    dq, dk, dv, *dcoarse = jax.lax.platform_dependent(*operands, **kernels, default=by_gathers)
+    return (
+        dq,
+        dk,
+        dv,
+        None,
+        CoarseKeys(*dcoarse, jnp.zeros_like(coarse.log_weight)) if dcoarse else None,
+    )
+
+
+_attention.defvjp(_forward, _backward)

@@ -1,0 +1,74 @@
+"""Block-sparse attention as Mosaic kernels: keys and values of a head stay in VMEM."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dit_jax.kernels.block_sparse.operands import CoarseKeys, KeyLists
+from dit_jax.kernels.block_sparse.tpu.forward import attend
+from dit_jax.kernels.block_sparse.tpu.key_gradient import key_gradient
+from dit_jax.kernels.block_sparse.tpu.plan import flatten_coarse, make_plan
+from dit_jax.kernels.block_sparse.tpu.query_gradient import query_gradient
+
+# Bytes of two operands of one head, such as keys and values, that may stay in VMEM: half of what
+# the chip with the least has.
+_RESIDENT = 32 << 20
+
+
+# Rows of a block are whole tiles of memory, also in bfloat16.
+_ROWS = 16
+
+
+def takes(q: jax.Array, k: jax.Array, lists: KeyLists) -> bool:
+    """Whether the kernels take such a problem.
+
+    A head's keys and values, and its queries and their cotangents, must fit into VMEM. Masks of
+    blocks within regions are not implemented: they are those of grids that are not whole regions.
+    """
+    tokens, lanes = max(q.shape[2], k.shape[2]), -(-q.shape[3] // 128) * 128
+    fits = 2 * tokens * lanes * q.dtype.itemsize <= _RESIDENT
+    whole = lists.query_block % _ROWS == 0 and lists.key_block % _ROWS == 0
+    return fits and whole and (lists.regions is None or lists.masks is None)
+
+
+def forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lists: KeyLists,
+    coarse: CoarseKeys | None,
+    interpret: Any = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention [B, H, N, D] and its log-sum-exp [B, H, N]."""
+    flat = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+    out, lse = attend(*flat, make_plan(lists), flatten_coarse(coarse), interpret)
+    return out.reshape(q.shape), lse.reshape(q.shape[:3])
+
+
+def backward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lists: KeyLists,
+    coarse: CoarseKeys | None,
+    out: jax.Array,
+    lse: jax.Array,
+    dout: jax.Array,
+    dlse: jax.Array,
+    interpret: Any = False,
+) -> tuple[jax.Array, ...]:
+    """Gradients of q, k and v, and of the coarse keys and values where there are any."""
+    products = dout.astype(jnp.float32) * out.astype(jnp.float32)
+    delta = products.sum(-1) - dlse
+    q, k, v, dout = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v, dout))
+    lse, delta = (x.reshape(len(q), -1) for x in (lse, delta))
+    plan, flat = make_plan(lists), flatten_coarse(coarse)
+    dq, *dcoarse = query_gradient(q, k, v, plan, flat, dout, lse, delta, interpret)
+    dk, dv = key_gradient(q, k, v, plan, dout, lse, delta, interpret)
+    lead = out.shape[:2]
+    gradients = tuple(x.reshape(*lead, *x.shape[1:]) for x in (dq, dk, dv))
+    if coarse is None:
+        return gradients
+    keys = coarse.k.shape[3]
+    return *gradients, *(x[:, :, :keys].astype(v.dtype).reshape(coarse.k.shape) for x in dcoarse)

@@ -1,0 +1,88 @@
+"""The forward kernel: one step has some blocks of queries, and walks through their lists."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from dit_jax.kernels.block_sparse.operands import MASKED
+from dit_jax.kernels.block_sparse.tpu.plan import Plan
+from dit_jax.kernels.block_sparse.tpu.tiles import (
+    Layout,
+    as_row,
+    coarse_logits,
+    key_tile,
+    matmul,
+    tile_logits,
+)
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan, coarse: tuple, interpret: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Attention [BH, N, D] and log-sum-exp [BH, N] of queries, keys and values [BH, ., D]."""
+    layout = Layout(q, k, plan, coarse)
+    out, lse = pl.pallas_call(
+        functools.partial(_kernel, layout=layout),
+        grid=layout.grid,
+        in_specs=layout.specs(rows=(q,), whole=(k, v)),
+        out_specs=(layout.rows(q.shape[-1]), layout.statistic()),
+        out_shape=(
+            jax.ShapeDtypeStruct(q.shape, v.dtype),
+            jax.ShapeDtypeStruct(layout.statistic_shape, jnp.float32),
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=layout.vmem
+        ),
+        cost_estimate=layout.cost(products=2),
+        interpret=interpret,
+        name="block_sparse_forward",
+    )(*layout.operands, q, k, v)
+    return out, lse.reshape(q.shape[:2])
+
+
+def _kernel(*refs: Any, layout: Layout) -> None:
+    operands, (q_ref, k_ref, v_ref, out_ref, lse_ref) = layout.unpack(refs)
+    blocks = range(layout.blocks)
+    queries = [q_ref[0, layout.block(i)] for i in blocks]
+    states = [_start(queries[i], operands, i, layout) for i in blocks]
+
+    def tile(number: jax.Array, states: list) -> list:
+        new = []
+        for i in blocks:
+            keys, values = key_tile(operands, i, number, layout, k_ref, v_ref)
+            logits = tile_logits(queries[i], keys, operands, i, number, layout)
+            new.append(_update(states[i], logits, values))
+        return new
+
+    states = jax.lax.fori_loop(0, layout.tiles(operands), tile, states)
+    for i in blocks:
+        _, total, mixed = states[i]
+        out_ref[0, layout.block(i)] = (mixed / total).astype(out_ref.dtype)
+    lse_ref[0, 0] = as_row(jnp.concatenate([m + jnp.log(total) for m, total, _ in states]))
+
+
+def _start(q: jax.Array, operands: Any, i: int, layout: Layout) -> tuple:
+    """Running maximum [n, 1], sum [n, 1] and mixed values [n, D], after the coarse keys."""
+    rows, width = q.shape
+    empty = (
+        jnp.full((rows, 1), MASKED, jnp.float32),
+        jnp.zeros((rows, 1), jnp.float32),
+        jnp.zeros((rows, width), jnp.float32),
+    )
+    if not layout.coarse:
+        return empty
+    return _update(empty, coarse_logits(q, operands, i, layout), operands.coarse_v[0, 0])
+
+
+def _update(state: tuple, logits: jax.Array, values: jax.Array) -> tuple:
+    """One step of the online softmax."""
+    maximum, total, mixed = state
+    new = jnp.maximum(maximum, logits.max(axis=1, keepdims=True))
+    weights, decay = jnp.exp(logits - new), jnp.exp(maximum - new)
+    total = decay * total + weights.sum(axis=1, keepdims=True)
+    mixed = decay * mixed + matmul(weights.astype(values.dtype), values, ((1,), (0,)))
+    return new, total, mixed

@@ -1,0 +1,130 @@
+"""The gradient of queries and of coarse keys and values: a step has some blocks of queries."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from dit_jax.kernels.block_sparse.tpu.plan import Plan
+from dit_jax.kernels.block_sparse.tpu.tiles import (
+    Layout,
+    as_column,
+    coarse_logits,
+    key_tile,
+    matmul,
+    tile_logits,
+)
+
+
+def query_gradient(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    plan: Plan,
+    coarse: tuple,
+    dout: jax.Array,
+    lse: jax.Array,
+    delta: jax.Array,
+    interpret: Any,
+) -> tuple[jax.Array, ...]:
+    """Gradients of `q` [BH, N, D] and, in float32, of coarse keys and values [BH, G, C, D].
+
+    Args:
+      q: queries [BH, N, D].
+      k: keys [BH, M, D].
+      v: values [BH, M, D].
+      plan: layout of the lists.
+      coarse: coarse keys, values and weights, or nothing.
+      dout: cotangent of the attention, [BH, N, D].
+      lse: log-sum-exp of the logits, [BH, N].
+      delta: what the softmax takes from its cotangent, [BH, N].
+      interpret: run without a TPU.
+    """
+    layout = Layout(q, k, plan, coarse)
+    specs = [layout.rows(q.shape[-1])]
+    shapes = [jax.ShapeDtypeStruct(q.shape, q.dtype)]
+    for x in coarse[:2]:
+        specs.append(layout.groups(x))
+        shapes.append(jax.ShapeDtypeStruct(x.shape, jnp.float32))
+    lse, delta = (x.reshape(layout.statistic_shape) for x in (lse, delta))
+    return pl.pallas_call(
+        functools.partial(_kernel, layout=layout),
+        grid=layout.grid,
+        in_specs=[
+            *layout.specs(rows=(q, dout), whole=(k, v)),
+            layout.statistic(),
+            layout.statistic(),
+        ],
+        out_specs=specs,
+        out_shape=shapes,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=layout.vmem
+        ),
+        cost_estimate=layout.cost(products=3),
+        interpret=interpret,
+        name="block_sparse_query_gradient",
+    )(*layout.operands, q, dout, k, v, lse, delta)
+
+
+def _kernel(*refs: Any, layout: Layout) -> None:
+    operands, (q_ref, dout_ref, k_ref, v_ref, lse_ref, delta_ref, dq_ref, *coarse_refs) = (
+        layout.unpack(refs)
+    )
+    blocks = range(layout.blocks)
+    lse, delta = as_column(lse_ref[0, 0]), as_column(delta_ref[0, 0])
+    queries = [
+        (q_ref[0, rows], dout_ref[0, rows], lse[rows], delta[rows])
+        for rows in (layout.block(i) for i in blocks)
+    ]
+
+    def tile(number: jax.Array, gradients: list) -> list:
+        new = []
+        for i in blocks:
+            keys, values = key_tile(operands, i, number, layout, k_ref, v_ref)
+            logits = tile_logits(queries[i][0], keys, operands, i, number, layout)
+            _, dlogits = _softmax_gradient(logits, values, *queries[i][1:])
+            new.append(gradients[i] + matmul(dlogits.astype(keys.dtype), keys, ((1,), (0,))))
+        return new
+
+    zero = jnp.zeros((layout.plan.query_block, layout.width), jnp.float32)
+    gradients = [
+        _coarse_gradient(queries[i], operands, i, layout, coarse_refs) if layout.coarse else zero
+        for i in blocks
+    ]
+    gradients = jax.lax.fori_loop(0, layout.tiles(operands), tile, gradients)
+    for i in blocks:
+        dq_ref[0, layout.block(i)] = (gradients[i] * layout.scale).astype(dq_ref.dtype)
+
+
+def _coarse_gradient(
+    query: tuple, operands: Any, i: int, layout: Layout, coarse_refs: list
+) -> jax.Array:
+    """The coarse keys' part of the query gradient; adds to the gradients of coarse keys, values."""
+    q, dout, lse, delta = query
+    dk_ref, dv_ref = coarse_refs
+    keys, values = operands.coarse_k[0, 0], operands.coarse_v[0, 0]
+    logits = coarse_logits(q, operands, i, layout)
+    weights, dlogits = _softmax_gradient(logits, values, dout, lse, delta)
+    dlogits = dlogits.astype(keys.dtype)
+    dk = matmul(dlogits, q, ((0,), (0,))) * layout.scale
+    dv = matmul(weights.astype(values.dtype), dout, ((0,), (0,)))
+    if i == 0:  # Steps of one group come one after another, and keep its sums in VMEM.
+
+        @pl.when(layout.starts_group())
+        def _():
+            dk_ref[...] = jnp.zeros_like(dk_ref)
+            dv_ref[...] = jnp.zeros_like(dv_ref)
+
+    dk_ref[0, 0] += dk
+    dv_ref[0, 0] += dv
+    return matmul(dlogits, keys, ((1,), (0,)))
+
+
+def _softmax_gradient(logits, values, dout, lse, delta) -> tuple[jax.Array, jax.Array]:
+    """Softmax weights, and the gradient of the logits."""
+    weights = jnp.exp(logits - lse)
+    dweights = matmul(dout, values, ((1,), (1,)))
+    return weights, weights * (dweights - delta)
