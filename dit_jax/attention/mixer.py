@@ -8,7 +8,11 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class TokenMixer(abc.ABC):
-    """A rule for which tokens see which; its fields are its configuration."""
+    """A rule for which tokens see which; its fields are its configuration.
+
+    A mechanism that learns something is a Flax module with the same call, and is registered as one
+    of these (`@TokenMixer.register`): a module cannot inherit from a frozen dataclass.
+    """
 
     @abc.abstractmethod
     def __call__(

@@ -10,12 +10,17 @@ from dit_jax.layers.linear import Init, linear
 from dit_jax.layers.rope import AxialRope
 
 
+def unbound(mixer: TokenMixer) -> TokenMixer:
+    """Returns a mixer that belongs to no module yet, so that the one that gets it owns it."""
+    return mixer.clone(parent=None, name=None) if isinstance(mixer, nn.Module) else mixer
+
+
 class SelfAttention(nn.Module):
     """Projects tokens to queries, keys and values, mixes them, and projects back.
 
     Attributes:
       heads: number of heads; must divide the width.
-      mixer: how queries meet keys.
+      mixer: how queries meet keys; its parameters, if it has any, are at `mixer`.
       qk_norm: norm of queries and keys, a head at a time and before rotation.
       rope: rotary position embedding of queries and keys.
       bias: biases of queries, keys and values.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.attention import Full, TokenMixer
-from dit_jax.layers.attention import SelfAttention
+from dit_jax.layers.attention import SelfAttention, unbound
 from dit_jax.layers.block import Block, FinalLayer
 from dit_jax.layers.context import Context
 from dit_jax.layers.label import add_label, null_label
@@ -98,7 +98,7 @@ class DDT(nn.Module):
         """Returns one block of either stack, which takes one layer of its parameters."""
         attention = SelfAttention(
             self.heads,
-            self.attention,
+            unbound(self.attention),
             qk_norm=RMSNorm(parent=None),
             rope=AxialRope(interleaved=True, extent=_EXTENT),
             bias=False,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dit_jax.attention import Full, TokenMixer
 from dit_jax.errors import InputError
-from dit_jax.layers.attention import SelfAttention
+from dit_jax.layers.attention import SelfAttention, unbound
 from dit_jax.layers.block import Alternate, Block, BlockGroup, FinalLayer
 from dit_jax.layers.context import Context
 from dit_jax.layers.label import add_label, null_label
@@ -124,7 +124,8 @@ class DiT(nn.Module):
 
     def _block(self, ffn: nn.Module) -> Block:
         qk_norm = self.qk_norm and self.qk_norm.clone(parent=None, name=None)
-        attention = SelfAttention(self.heads, self.attention, qk_norm, self.rope, parent=None)
+        mixer = unbound(self.attention)
+        attention = SelfAttention(self.heads, mixer, qk_norm, self.rope, parent=None)
         return Block(attention, ffn.clone(parent=None, name=None), self.norm, parent=None)
 
     def active_share(self, path: str) -> float:

@@ -1,0 +1,50 @@
+"""LiT: linear attention beside a convolution of the values."""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from dit_jax.attention.mixer import TokenMixer
+from dit_jax.attention.sharded import over_devices
+from dit_jax.kernels.linear_attention import linear_attention
+
+_EPS = 1e-6
+
+
+@TokenMixer.register
+class LiT(nn.Module):
+    """ReLU linear attention plus a depthwise convolution of the values, which keeps detail.
+
+    "LiT: Delving into a Simple Linear Diffusion Transformer for Image Generation" (arXiv
+    2501.12976). The paper has few heads, 2 to 4; and no public code: the features, relu(x) + 1e-6,
+    the denominator, whose 1e-6 is added to a mean over the tokens, and that all heads share one
+    convolution are those of the authors' later work, LINA.
+
+    The convolution starts at zero, which is this library's choice: then the module starts as linear
+    attention, and its first step already moves the convolution.
+
+    Attributes:
+      kernel: side of the convolution's window, in tokens; odd.
+    """
+
+    kernel: int = 5
+
+    @nn.compact
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, grid: tuple[int, ...]
+    ) -> jax.Array:
+        """Mixes q, k, v [B, N, H, Dh] as a `TokenMixer` does; frames are convolved one by one."""
+        batch, tokens, heads, width = v.shape
+        attend = functools.partial(linear_attention, offset=_EPS, eps=_EPS * tokens)
+        mixed = over_devices(attend, q, k, v)
+        images = v.swapaxes(1, 2).reshape(batch, heads, -1, *grid[-2:], width)
+        images = nn.Conv(
+            width,
+            (self.kernel, self.kernel),
+            feature_group_count=width,
+            kernel_init=nn.initializers.zeros,
+            dtype=v.dtype,
+            name="conv",
+        )(images)
+        return mixed + images.reshape(batch, heads, tokens, width).swapaxes(1, 2)

@@ -1,0 +1,46 @@
+"""Mix-FFN: a gated channel mixer that looks at neighbouring tokens."""
+
+import flax.linen as nn
+import jax
+
+from dit_jax.layers.context import Context
+from dit_jax.layers.linear import linear
+
+
+class MixFFN(nn.Module):
+    """Sana's feed-forward layer, "GLUMBConv" (arXiv 2410.10629): the locality of linear attention.
+
+    An inverted bottleneck, SiLU, a 3x3 depthwise convolution, a gate value * silu(gate), and a
+    projection without bias. All layers start as PyTorch's do when nothing is said, with biases of
+    the convolution at zero.
+
+    Attributes:
+      ratio: width of the hidden layer, after gating, over the width of the tokens.
+    """
+
+    ratio: float = 2.5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
+        """Maps tokens [B, N, D] on the context's grid to tokens [B, N, D] and an empty aux."""
+        batch, tokens, width = x.shape
+        hidden = int(self.ratio * width)
+        x = nn.silu(linear((2, hidden), x, "gate_value", init="torch"))
+        # Frames, if there are any, are convolved one by one.
+        images = x.reshape(batch, -1, *context.grid[-2:], 2, hidden)
+        gate = _depthwise(images[..., 0, :], "gate_conv")
+        value = _depthwise(images[..., 1, :], "value_conv")
+        x = (value * nn.silu(gate)).reshape(batch, tokens, hidden)
+        return linear(width, x, "out", init="torch", bias=False), {}
+
+
+def _depthwise(images: jax.Array, name: str) -> jax.Array:
+    channels = images.shape[-1]
+    return nn.Conv(
+        channels,
+        (3, 3),
+        feature_group_count=channels,
+        kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+        dtype=images.dtype,
+        name=name,
+    )(images)
