@@ -4,10 +4,12 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from dit_jax.attention.mixer import TokenMixer
 from dit_jax.attention.sharded import over_devices
 from dit_jax.kernels.linear_attention import linear_attention
+from dit_jax.parallel.depthwise import depthwise
 
 _EPS = 1e-6
 
@@ -22,7 +24,8 @@ class LiT(nn.Module):
     convolution are those of the authors' later work, LINA.
 
     The convolution starts at zero, which is this library's choice: then the module starts as linear
-    attention, and its first step already moves the convolution.
+    attention, and its first step already moves the convolution. It has no bias: the projection that
+    follows has one.
 
     Attributes:
       kernel: side of the convolution's window, in tokens; odd.
@@ -35,16 +38,11 @@ class LiT(nn.Module):
         self, q: jax.Array, k: jax.Array, v: jax.Array, grid: tuple[int, ...]
     ) -> jax.Array:
         """Mixes q, k, v [B, N, H, Dh] as a `TokenMixer` does; frames are convolved one by one."""
-        batch, tokens, heads, width = v.shape
+        tokens, heads, width = v.shape[1:]
         attend = functools.partial(linear_attention, offset=_EPS, eps=_EPS * tokens)
         mixed = over_devices(attend, q, k, v)
-        images = v.swapaxes(1, 2).reshape(batch, heads, -1, *grid[-2:], width)
-        images = nn.Conv(
-            width,
-            (self.kernel, self.kernel),
-            feature_group_count=width,
-            kernel_init=nn.initializers.zeros,
-            dtype=v.dtype,
-            name="conv",
-        )(images)
-        return mixed + images.reshape(batch, heads, tokens, width).swapaxes(1, 2)
+        shape = (self.kernel, self.kernel, 1, width)
+        kernel = self.param("conv_kernel", nn.initializers.zeros, shape)
+        images = v.reshape(-1, *grid[-2:], heads * width)
+        images = depthwise(images, jnp.tile(kernel, heads), "heads")
+        return mixed + images.reshape(v.shape)

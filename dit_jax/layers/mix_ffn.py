@@ -5,6 +5,7 @@ import jax
 
 from dit_jax.layers.context import Context
 from dit_jax.layers.linear import linear
+from dit_jax.parallel.depthwise import depthwise
 
 
 class MixFFN(nn.Module):
@@ -27,20 +28,18 @@ class MixFFN(nn.Module):
         hidden = int(self.ratio * width)
         x = nn.silu(linear((2, hidden), x, "gate_value", init="torch"))
         # Frames, if there are any, are convolved one by one.
-        images = x.reshape(batch, -1, *context.grid[-2:], 2, hidden)
-        gate = _depthwise(images[..., 0, :], "gate_conv")
-        value = _depthwise(images[..., 1, :], "value_conv")
+        images = x.reshape(-1, *context.grid[-2:], 2, hidden)
+        gate = _Depthwise(name="gate_conv")(images[..., 0, :])
+        value = _Depthwise(name="value_conv")(images[..., 1, :])
         x = (value * nn.silu(gate)).reshape(batch, tokens, hidden)
         return linear(width, x, "out", init="torch", bias=False), {}
 
 
-def _depthwise(images: jax.Array, name: str) -> jax.Array:
-    channels = images.shape[-1]
-    return nn.Conv(
-        channels,
-        (3, 3),
-        feature_group_count=channels,
-        kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-        dtype=images.dtype,
-        name=name,
-    )(images)
+class _Depthwise(nn.Module):
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        channels = images.shape[-1]
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        kernel = self.param("kernel", init, (3, 3, 1, channels))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        return depthwise(images, kernel, "mlp") + bias.astype(images.dtype)

@@ -12,21 +12,22 @@ from dit_jax import serialization
 from dit_jax.attention import DyDiLA, Full, LinearAttention, LiT
 from dit_jax.layers.attention import SelfAttention
 from dit_jax.layers.mix_ffn import MixFFN
+from dit_jax.layers.mlp import Mlp
 from dit_jax.models import DDT, DiT
 from dit_jax.models.inputs import example_inputs
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.parallel.sharding import Layout, use_layout
 
-MIXERS = {
-    "linear": LinearAttention(),
-    "focused": LinearAttention(3.0),
-    "lit": LiT(),
-    "dydila": DyDiLA(),
+
+def small(mixer, ffn):
+    return DiT(4, 32, 2, 4, num_classes=10, attention=mixer, ffn=ffn, remat="none")
+
+
+MODELS = {
+    "linear": small(LinearAttention(3.0), Mlp()),
+    "lit": small(LiT(), MixFFN()),
+    "dydila": small(DyDiLA(), Mlp()),
 }
-
-
-def sana(mixer):
-    return DiT(4, 32, 2, 4, num_classes=10, attention=mixer, ffn=MixFFN())
 
 
 def abstract(model):
@@ -45,9 +46,9 @@ def inputs():
     return x, np.arange(8, dtype=np.float32), {"label": np.arange(8, dtype=np.int32)}
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_over_devices_is_that_of_one(name):
-    model = sana(MIXERS[name])
+    model = MODELS[name]
     params, layout = random_params(model), Layout(Parallel(data=2, fsdp=2, tensor=2).mesh())
 
     def loss(params, *args):
@@ -68,9 +69,9 @@ def test_a_training_step_over_devices_is_that_of_one(name):
         np.testing.assert_allclose(actual, wanted, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_mixer_is_part_of_the_configuration(name):
-    model = sana(MIXERS[name])
+    model = MODELS[name]
     assert serialization.from_json(json.loads(json.dumps(serialization.to_json(model)))) == model
 
 
@@ -90,16 +91,16 @@ def test_a_mixers_fields_are_options_of_the_command_line(mixer, option, value):
 
 
 def test_a_mixers_parameters_are_those_of_every_layer_of_a_stack():
-    mixer = abstract(sana(LiT()))["blocks"]["layers"]["attention"]["mixer"]
-    assert mixer["conv"]["kernel"].shape == (2, 5, 5, 1, 8)
+    mixer = abstract(MODELS["lit"])["blocks"]["layers"]["attention"]["mixer"]
+    assert mixer["conv_kernel"].shape == (2, 5, 5, 1, 8)
     params = abstract(DDT(4, 32, 2, 1, 4, num_classes=10, attention=LiT()))
     for stack, depth in (("encoder", 2), ("decoder", 1)):
         mixer = params[stack]["layers"]["attention"]["mixer"]
-        assert mixer["conv"]["kernel"].shape == (depth, 5, 5, 1, 8)
+        assert mixer["conv_kernel"].shape == (depth, 5, 5, 1, 8)
 
 
 def test_a_mixer_without_parameters_leaves_the_others_as_they_are():
-    shapes = [abstract(sana(mixer)) for mixer in (Full(), LinearAttention())]
+    shapes = [abstract(small(mixer, Mlp())) for mixer in (Full(), LinearAttention())]
     assert shapes[0] == shapes[1]
 
 
