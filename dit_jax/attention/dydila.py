@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from dit_jax.attention.linear import focus
 from dit_jax.attention.mixer import TokenMixer
-from dit_jax.attention.sharded import over_devices
 from dit_jax.kernels.linear_attention import linear_attention
+from dit_jax.parallel.sharding import on_each_device
 
 
 @TokenMixer.register
@@ -57,7 +57,8 @@ class DyDiLA(nn.Module):
         q = self._features(q, "q") - strength * self._redundancy(q, "q")
         k = self._features(k, "k") - strength * self._redundancy(k, "k")
         # The kernel's own ReLU is what makes a negative difference zero.
-        return over_devices(functools.partial(linear_attention, eps=1e-8), q, k, v)
+        attend = functools.partial(linear_attention, eps=1e-8)
+        return on_each_device(attend, "batch", "tokens", "heads", "head")(q, k, v)
 
     def _redundancy(self, x: jax.Array, name: str) -> jax.Array:
         _, _, heads, width = x.shape

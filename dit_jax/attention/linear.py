@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.attention.mixer import TokenMixer
-from dit_jax.attention.sharded import over_devices
 from dit_jax.kernels.linear_attention import linear_attention
+from dit_jax.parallel.sharding import on_each_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,8 @@ class LinearAttention(TokenMixer):
         if self.power != 1:
             q, k = focus(q, self.power), focus(k, self.power)
         # The addend of the denominator is that of Sana's configurations.
-        return over_devices(functools.partial(linear_attention, eps=1e-8), q, k, v)
+        attend = functools.partial(linear_attention, eps=1e-8)
+        return on_each_device(attend, "batch", "tokens", "heads", "head")(q, k, v)
 
 
 def focus(x: jax.Array, power: float) -> jax.Array:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.attention.mixer import TokenMixer
-from dit_jax.attention.sharded import over_devices
 from dit_jax.kernels.linear_attention import linear_attention
 from dit_jax.parallel.depthwise import depthwise
+from dit_jax.parallel.sharding import on_each_device
 
 _EPS = 1e-6
 
@@ -40,7 +40,7 @@ class LiT(nn.Module):
         """Mixes q, k, v [B, N, H, Dh] as a `TokenMixer` does; frames are convolved one by one."""
         tokens, heads, width = v.shape[1:]
         attend = functools.partial(linear_attention, offset=_EPS, eps=_EPS * tokens)
-        mixed = over_devices(attend, q, k, v)
+        mixed = on_each_device(attend, "batch", "tokens", "heads", "head")(q, k, v)
         shape = (self.kernel, self.kernel, 1, width)
         kernel = self.param("conv_kernel", nn.initializers.zeros, shape)
         images = v.reshape(-1, *grid[-2:], heads * width)

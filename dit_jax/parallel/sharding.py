@@ -154,6 +154,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, layout.sharding(axes, x.shape))
 
 
+def may_have_kernels() -> bool:
+    """Whether a program that is traced here and now may have a Pallas kernel in it.
+
+    The compiler divides its own operations over devices, but no such kernel; and without a layout
+    nothing says which device has what, and the program may be for many.
+    """
+    return current_layout() is not None or jax.device_count() == 1
+
+
 def on_each_device(function: Callable[..., jax.Array], *axes: str | None) -> Callable:
     """Runs a function on each device's own part of its arrays; as it is outside `use_layout`.
 

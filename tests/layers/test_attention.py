@@ -1,4 +1,4 @@
-"""Token mixers with parameters, within the models."""
+"""Token mixers within the models."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 import tyro
 
 from dit_jax import serialization
-from dit_jax.attention import DyDiLA, Full, LinearAttention, LiT
+from dit_jax.attention import CLEAR, PISA, DyDiLA, Full, LinearAttention, LiT
 from dit_jax.layers.attention import SelfAttention
 from dit_jax.layers.mix_ffn import MixFFN
 from dit_jax.layers.mlp import Mlp
@@ -19,14 +19,16 @@ from dit_jax.parallel.mesh import Parallel
 from dit_jax.parallel.sharding import Layout, use_layout
 
 
-def small(mixer, ffn):
-    return DiT(4, 32, 2, 4, num_classes=10, attention=mixer, ffn=ffn, remat="none")
+def small(mixer, ffn, patch=4):
+    return DiT(patch, 32, 2, 4, num_classes=10, attention=mixer, ffn=ffn, remat="none")
 
 
 MODELS = {
     "linear": small(LinearAttention(3.0), Mlp()),
     "lit": small(LiT(), MixFFN()),
     "dydila": small(DyDiLA(), Mlp()),
+    "clear": small(CLEAR(radius=3, tile=(4, 4)), Mlp(), patch=1),
+    "pisa": small(PISA(0.5, tile=(4, 4)), Mlp(), patch=1),
 }
 
 
@@ -81,6 +83,7 @@ def test_a_mixer_is_part_of_the_configuration(name):
         (LinearAttention(), "power", 3.0),
         (LiT(), "kernel", 3),
         (DyDiLA(), "projectors", 2),
+        (PISA(), "density", 0.5),
     ],
 )
 def test_a_mixers_fields_are_options_of_the_command_line(mixer, option, value):

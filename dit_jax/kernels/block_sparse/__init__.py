@@ -4,11 +4,14 @@ The one kernel under the sparse attention mechanisms: a Mosaic kernel on TPUs, f
 fit into their memory, and gathers of XLA elsewhere.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from dit_jax.kernels.block_sparse import gather, tpu
 from dit_jax.kernels.block_sparse.operands import CoarseKeys, KeyLists, concatenate
+from dit_jax.parallel.sharding import current_layout, may_have_kernels
 
 __all__ = ["CoarseKeys", "KeyLists", "block_sparse_attention", "concatenate"]
 
@@ -41,7 +44,25 @@ def block_sparse_attention(
       InputError: the lists do not fit the queries and keys.
     """
     lists.check(q.shape[2], k.shape[2])
-    return _attention(q, k, v, lists, coarse)
+    operands = q, k, v, lists, coarse
+    layout = current_layout()
+    if layout is None:
+        return _attention(*operands)
+    all_alike = jax.sharding.PartitionSpec()
+    per_head = layout.sharding(("batch", "heads"), q.shape[:2]).spec
+
+    def spec(path: Any, x: jax.Array) -> jax.sharding.PartitionSpec:
+        own = x.shape[:2] == q.shape[:2] and jax.tree_util.keystr(path) != "[3].masks"
+        return per_head if own else all_alike
+
+    # Each device has its own samples and heads; a kernel cannot be divided by the compiler.
+    return jax.shard_map(
+        _attention,
+        mesh=layout.mesh,
+        in_specs=jax.tree_util.tree_map_with_path(spec, operands),
+        out_specs=(per_head, per_head),
+        check_vma=False,
+    )(*operands)
 
 
 @jax.custom_vjp
@@ -51,8 +72,7 @@ def _attention(q, k, v, lists, coarse):
 
 def _offered(q: jax.Array, k: jax.Array, lists: KeyLists) -> bool:
     """Whether a program that is traced here may have the TPU's kernel."""
-    # The compiler divides gathers over devices, but no Pallas kernel.
-    return jax.device_count() == 1 and tpu.takes(q, k, lists)
+    return may_have_kernels() and tpu.takes(q, k, lists)
 
 
 def _forward(q, k, v, lists, coarse):

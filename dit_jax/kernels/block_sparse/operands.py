@@ -71,8 +71,8 @@ class CoarseKeys:
     Attributes:
       k: keys, [B, H, G, C, D].
       v: their values, likewise.
-      log_weight: [B or 1, H or 1, G', C] float32, -inf for a key that a group does not see; it has
-        no gradient. G' is 1 or a multiple of G.
+      log_weight: [B, H, G', C] or [1, 1, G', C] float32, -inf for a key that a group does not see;
+        it has no gradient. G' is 1 or a multiple of G.
     """
 
     k: jax.Array

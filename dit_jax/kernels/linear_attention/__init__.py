@@ -9,6 +9,7 @@ import functools
 import jax
 
 from dit_jax.kernels.linear_attention import tpu, xla
+from dit_jax.parallel.sharding import may_have_kernels
 
 __all__ = ["linear_attention"]
 
@@ -52,12 +53,12 @@ def _backward(offset, eps, saved, dout):
 
 def _by_platform(name: str, arrays: tuple, offset: float, eps: float) -> tuple:
     """The platform that is lowered for decides, not the one that runs."""
-    options = {"offset": offset, "eps": eps}
-    return jax.lax.platform_dependent(
-        *arrays,
-        tpu=functools.partial(getattr(tpu, name), **options),
-        default=functools.partial(getattr(xla, name), **options),
-    )
+    offered = {"tpu": tpu} if may_have_kernels() else {}
+    functions = {
+        platform: functools.partial(getattr(module, name), offset=offset, eps=eps)
+        for platform, module in {**offered, "default": xla}.items()
+    }
+    return jax.lax.platform_dependent(*arrays, **functions)
 
 
 _attention.defvjp(_forward, _backward)

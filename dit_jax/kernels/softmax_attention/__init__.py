@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from dit_jax.errors import InputError
 from dit_jax.kernels.softmax_attention import cudnn, splash, xla
 from dit_jax.kernels.softmax_attention.choice import choose, obstacle
-from dit_jax.parallel.sharding import current_layout, on_each_device
+from dit_jax.parallel.sharding import may_have_kernels, on_each_device
 
 __all__ = ["Implementation", "choose", "softmax_attention"]
 
@@ -71,6 +71,5 @@ def _by_platform(q: jax.Array, k: jax.Array, v: jax.Array, dtype: jnp.dtype) -> 
 
 def _offered() -> list[str]:
     """Platforms whose own kernel can be in a program that is traced here and now."""
-    # Without a layout nothing says which device has what, and the program may be for many.
-    tpu = ["tpu"] if current_layout() or jax.device_count() == 1 else []
+    tpu = ["tpu"] if may_have_kernels() else []
     return tpu + (["cuda"] if cudnn.here() else [])
