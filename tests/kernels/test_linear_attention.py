@@ -151,8 +151,8 @@ def test_every_array_of_tokens_is_moved_once(dtype):
     tokens, state = arrays[0].size * arrays[0].dtype.itemsize, 2 * 64 * 65 * 4
     # The state is written and read, in each direction, and once more to the queries' gradient.
     assert sum(cost.bytes_accessed for cost in costs) == (4 + 7) * tokens + 5 * state
-    products = sum(cost.flops for cost in costs)
-    assert products == 2 * (1 + 1 + 3 + 2 + 1 - 1) * arrays[0].size * 65
+    # Backward, the query side meets the state again, as forward.
+    assert [cost.flops / (2 * arrays[0].size * 65) for cost in costs] == [1, 1, 3, 2]
 
 
 def test_work_is_linear_in_the_tokens():

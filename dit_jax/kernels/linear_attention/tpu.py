@@ -135,7 +135,8 @@ def _over_blocks(
                 outputs[-1][head, :, :-1] += found[results]
                 outputs[-1][head, :, -1:] += found[results + 1]
 
-    products = len(arrays) + results - 1
+    # One a result, one a new state; and where a state is read as well, the forward product again.
+    products = results + makes_state * (1 if state is None else 2)
     return pl.pallas_call(
         kernel,
         grid=(pl.cdiv(heads, group), pl.cdiv(tokens, block)),
