@@ -8,6 +8,7 @@ from dit_jax.attention.linear import LinearAttention
 from dit_jax.attention.lit import LiT
 from dit_jax.attention.llsa import LLSA
 from dit_jax.attention.mixer import TokenMixer
+from dit_jax.attention.per_layer import PerLayer
 from dit_jax.attention.pisa import PISA
 from dit_jax.attention.tile_window import TileWindow
 
@@ -20,6 +21,7 @@ __all__ = [
     "Full",
     "LiT",
     "LinearAttention",
+    "PerLayer",
     "TileWindow",
     "TokenMixer",
 ]

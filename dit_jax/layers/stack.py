@@ -34,20 +34,33 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: Context, start: int = 0, stop: int | None = None
+        self,
+        x: jax.Array,
+        context: Context,
+        start: int = 0,
+        stop: int | None = None,
+        block: nn.Module | None = None,
     ) -> tuple[jax.Array, Any]:
         """Runs layers `start` to `stop` on tokens [B, N, D].
+
+        Args:
+          x: tokens.
+          context: what all blocks see.
+          start: first layer.
+          stop: the layer after the last one.
+          block: what runs them in place of the stack's own, with the same parameters.
 
         Returns:
           The tokens, and the blocks' aux with the layer as axis 0.
         """
-        block = self.block.clone(parent=None, name=None)
+        own = self.block.clone(parent=None, name=None)
+        block = own if block is None else block
 
         def init(key: jax.Array) -> Any:
             # Keys are split for the whole depth, so layer i is the same in any sub-range.
             # (A loop, not a batch: collectives of several layers at once have no meaning.)
             keys = jax.random.split(key, self.depth)
-            return jax.lax.map(lambda k: block.init(k, x, context)["params"], keys)
+            return jax.lax.map(lambda k: own.init(k, x, context)["params"], keys)
 
         def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
             x = constrain(x, "batch", "tokens", "channels")

@@ -3,13 +3,14 @@
 import dataclasses
 import math
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dit_jax.attention import Full, TokenMixer
+from dit_jax.attention.per_layer import layer_ranges
 from dit_jax.errors import InputError
 from dit_jax.layers.attention import SelfAttention, unbound
 from dit_jax.layers.block import Alternate, Block, BlockGroup, FinalLayer
@@ -38,7 +39,7 @@ class DiT(nn.Module):
       label_dropout: probability of the null label in training.
       learn_sigma: predict a variance beside the noise, as twice the channels.
       time_features: what the time is embedded by.
-      attention: token mixer of the blocks.
+      attention: token mixer of the blocks, or several (`PerLayer`).
       qk_norm: norm of queries and keys, or None.
       rope: rotary position embedding, besides the sines that are added to the tokens.
       ffn: channel mixer of the blocks, or several that take turns.
@@ -103,16 +104,34 @@ class DiT(nn.Module):
         c, conditional = add_label(time, condition, self.num_classes, dropout, train)
 
         context = Context(c.astype(dtype), t, time.astype(dtype), conditional, grid, train)
-        stack = Stack(self.block(), self.depth // self.period, self.remat, name="blocks")
-        tokens, aux = stack(tokens, context)
-        if self.period > 1:  # Axes 0 and 1, group and block, are the layer.
-            aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
+        tokens, aux = self._run_blocks(tokens, context)
         final = FinalLayer(self.patch**2 * channels, self.norm, name="final")
         tokens = final(tokens, context.vector)
         return Output(unpatchify(tokens, grid, self.patch).astype(jnp.float32), aux)
 
+    def _run_blocks(self, tokens: jax.Array, context: Context) -> tuple[jax.Array, Any]:
+        """The stack's tokens, and its aux with the layer as axis 0."""
+        stack = Stack(self.block(), self.depth // self.period, self.remat, name="blocks")
+        found = []
+        for mixer, start, stop in layer_ranges(self.attention, self.depth):
+            if start % self.period or stop % self.period:
+                raise InputError(
+                    f"PerLayer's layers {start} to {stop} are not a multiple of the {self.period} "
+                    "channel mixers that take turns"
+                )
+            block = self.clone(attention=mixer, parent=None, name=None).block()
+            tokens, aux = stack(tokens, context, start // self.period, stop // self.period, block)
+            found.append(aux)
+        aux = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
+        if self.period > 1:  # Axes 0 and 1, group and block, are the layer.
+            aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
+        return tokens, aux
+
     def block(self) -> Block | BlockGroup:
-        """Returns what is stacked, which takes one layer of `params["blocks"]["layers"]`."""
+        """Returns what is stacked, which takes one layer of `params["blocks"]["layers"]`.
+
+        (Of the first layers, where mechanisms of attention differ.)
+        """
         if isinstance(self.ffn, Alternate):
             return BlockGroup(tuple(self._block(ffn) for ffn in self.ffn.mixers), parent=None)
         return self._block(self.ffn)
@@ -124,7 +143,7 @@ class DiT(nn.Module):
 
     def _block(self, ffn: nn.Module) -> Block:
         qk_norm = self.qk_norm and self.qk_norm.clone(parent=None, name=None)
-        mixer = unbound(self.attention)
+        mixer = unbound(layer_ranges(self.attention, self.depth)[0][0])
         attention = SelfAttention(self.heads, mixer, qk_norm, self.rope, parent=None)
         return Block(attention, ffn.clone(parent=None, name=None), self.norm, parent=None)
 
