@@ -1,6 +1,7 @@
 """Token mixing: one mechanism a file, one signature for all."""
 
 from dit_jax.attention.clear import CLEAR
+from dit_jax.attention.clear_pooled import PooledCLEAR
 from dit_jax.attention.dydila import DyDiLA
 from dit_jax.attention.full import Full
 from dit_jax.attention.grat import GRAT
@@ -22,6 +23,7 @@ __all__ = [
     "LiT",
     "LinearAttention",
     "PerLayer",
+    "PooledCLEAR",
     "TileWindow",
     "TokenMixer",
 ]

@@ -39,11 +39,11 @@ class CLEAR(TokenMixer):
             gain = math.sqrt(math.log(q.shape[1]) / math.log(self.native_tokens))
             q = (q * gain).astype(q.dtype)
         tokens = in_cells(q, k, v, grid, self.tile)
-        lists = _disc(tokens.cells, self.radius)
+        lists = disc(tokens.cells, self.radius)
         return tokens.finish(tokens.attend(lists)[0])
 
 
-def _disc(cells: Cells, radius: int) -> KeyLists:
+def disc(cells: Cells, radius: int) -> KeyLists:
     """For each cell the cells that its discs touch, with masks of who is in whose disc."""
     indices, ids, counts, masks = _disc_arrays(cells, radius)
     size = masks.shape[-1]

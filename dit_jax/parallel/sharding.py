@@ -34,6 +34,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"attention/qkv/bias", ("qkv", "heads", "head")),
     (r"attention/out/kernel", ("heads", "head", "embed")),
     (r"attention/mixer/conv_kernel", ("rows", "columns", "one", "head")),
+    (r"attention/mixer/pool_weight", ("rows", "columns")),
     (r"attention/mixer/lambda", ("heads",)),
     (r"attention/mixer/\w+_projectors", ("projectors", "heads", "head", "features")),
     (r"attention/mixer/\w+_router", ("heads", "head", "logits")),

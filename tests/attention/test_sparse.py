@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_jax.attention import CLEAR, GRAT, LLSA, PISA, Full, TileWindow
+from dit_jax.attention import CLEAR, GRAT, LLSA, PISA, Full, PooledCLEAR, TileWindow
 from dit_jax.errors import InputError
 from dit_jax.flops import count_flops
 from dit_jax.models import DiT
@@ -194,6 +194,28 @@ def test_clear_sharpens_logits_on_grids_larger_than_it_was_trained_on():
     expected = naive.clear(q, k, v, grid, 3, scale=scale)
     found = CLEAR(radius=3, native_tokens=24, tile=(4, 4))(q, k, v, grid)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("grid", "prefix"), [((8, 12), 0), ((7, 9), 3), ((2, 5, 6), 1)])
+def test_pooled_keys_are_seen_besides_the_disc(grid, prefix):
+    x = tokens(grid, prefix)
+    mixer = PooledCLEAR(radius=2, pool=3, tile=(2,) * (len(grid) - 2) + (4, 4))
+    start = mixer.init(jax.random.key(0), *x, grid)["params"]["pool_weight"]
+    np.testing.assert_allclose(start, np.full((3, 3), 1 / 9))
+    weight = np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32)
+    dout = np.random.default_rng(2).normal(size=x[0].shape).astype(np.float32)
+
+    def loss(weight, q, k, v):
+        return (mixer.apply({"params": {"pool_weight": weight}}, q, k, v, grid) * dout).sum()
+
+    def expected(weight, q, k, v):
+        pool = jnp.broadcast_to(weight, (2, 3, 3))
+        return (naive.clear(q, k, v, grid, 2, pool, xp=jnp) * dout).sum()
+
+    found = jax.jit(jax.value_and_grad(loss, range(4)))(weight, *x)
+    wanted = jax.jit(jax.value_and_grad(expected, range(4)))(weight, *x)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("mixer", [CLEAR(4, tile=(8, 8)), TileWindow(), GRAT((8, 8))])
