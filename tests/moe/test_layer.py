@@ -162,7 +162,7 @@ def test_kinds_take_turns():
     def stacked_and_unrolled(params):
         with nn.intercept_methods(record):
             output = model.apply({"params": params}, *inputs)
-        (tokens, context), reports = seen["inputs"], []
+        (tokens, context, *_), reports = seen["inputs"], []
         for layer in range(6):
             group, kind = divmod(layer, 3)
             own = params["blocks"]["layers"][f"blocks_{kind}"]
