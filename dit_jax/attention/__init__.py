@@ -11,6 +11,7 @@ from dit_jax.attention.llsa import LLSA
 from dit_jax.attention.mixer import TokenMixer
 from dit_jax.attention.per_layer import PerLayer
 from dit_jax.attention.pisa import PISA
+from dit_jax.attention.svg_ear import SVGEAR
 from dit_jax.attention.tile_window import TileWindow
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "GRAT",
     "LLSA",
     "PISA",
+    "SVGEAR",
     "DyDiLA",
     "Full",
     "LiT",
