@@ -18,13 +18,13 @@ from dit_jax.kernels.block_sparse import KeyLists
 class CLEAR(TokenMixer):
     """Each token sees those in a disc around it: dy^2 + dx^2 < radius^2, strictly.
 
-    Source: CLEAR (arXiv 2412.16112), eq. 4. Its distillation from full attention trains the
+    Source: CLEAR (arXiv 2412.16112). Its distillation from full attention trains the
     attention's projections alone.
 
     Attributes:
       radius: of the disc (of a ball, on a grid with frames), in tokens.
-      native_tokens: tokens that the weights were trained with, where a grid has more: logits are
-        then scaled by sqrt(log(N) / log(native_tokens)) on top.
+      native_tokens: tokens that the weights were trained with: logits are scaled by
+        sqrt(log(N) / log(native_tokens)) on top, N counting all tokens, as for high resolutions.
       tile: tokens of a block on each axis, a matter of speed alone.
     """
 
@@ -35,6 +35,8 @@ class CLEAR(TokenMixer):
     def __call__(self, q, k, v, grid):
         if self.radius < 1:
             raise InputError(f"CLEAR's radius is at least 1, not {self.radius}")
+        if self.native_tokens is not None and self.native_tokens < 2:
+            raise InputError(f"CLEAR's native tokens are at least 2, not {self.native_tokens}")
         if self.native_tokens is not None:
             gain = math.sqrt(math.log(q.shape[1]) / math.log(self.native_tokens))
             q = (q * gain).astype(q.dtype)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.attention.mixer import TokenMixer
+from dit_jax.errors import InputError
 from dit_jax.kernels.linear_attention import linear_attention
 from dit_jax.parallel.sharding import on_each_device
 
@@ -27,6 +28,8 @@ class LinearAttention(TokenMixer):
 
     def __call__(self, q, k, v, grid):
         del grid
+        if self.power < 1:
+            raise InputError(f"a power of linear attention is at least 1, not {self.power}")
         if self.power != 1:
             q, k = focus(q, self.power), focus(k, self.power)
         # The addend of the denominator is that of Sana's configurations.

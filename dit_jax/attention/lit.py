@@ -1,12 +1,14 @@
 """LiT: linear attention beside a convolution of the values."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dit_jax.attention.mixer import TokenMixer
+from dit_jax.errors import InputError
 from dit_jax.kernels.linear_attention import linear_attention
 from dit_jax.parallel.depthwise import depthwise
 from dit_jax.parallel.sharding import on_each_device
@@ -39,6 +41,8 @@ class LiT(nn.Module):
     ) -> jax.Array:
         """Mixes q, k, v [B, N, H, Dh] as a `TokenMixer` does; frames are convolved one by one."""
         tokens, heads, width = v.shape[1:]
+        if tokens != math.prod(grid):
+            raise InputError(f"LiT's convolution wants the tokens of a grid {grid}, not {tokens}")
         attend = functools.partial(linear_attention, offset=_EPS, eps=_EPS * tokens)
         mixed = on_each_device(attend, "batch", "tokens", "heads", "head")(q, k, v)
         shape = (self.kernel, self.kernel, 1, width)

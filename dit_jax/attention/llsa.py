@@ -20,7 +20,7 @@ _CHILDREN = 16
 
 @dataclasses.dataclass(frozen=True)
 class LLSA(TokenMixer):
-    """Each block of 4 x 4 tokens sees the `top_k` blocks nearest to it, and means of all others.
+    """Each block of 4 x 4 tokens sees the `top_k` blocks nearest to it, and means of all.
 
     One level: blocks are chosen by the products of mean queries and mean keys; the mean key and
     value of *every* block is seen too, as 16 tokens. Two levels: `top_k` regions of 16 x 16 are
@@ -30,11 +30,11 @@ class LLSA(TokenMixer):
     attention. (Their kernel drops means beyond a multiple of 64; this one does not.) A block at
     the end of the grid counts as the tokens that it holds.
 
-    The choice has no gradient. Source: LLSA (arXiv 2512.16615), eqs. 4 to 9.
+    The choice has no gradient. Source: LLSA (arXiv 2512.16615).
 
     Attributes:
       levels: 1, or 2 as the paper does from 128 x 128 tokens on.
-      top_k: blocks, and regions, that a block sees.
+      top_k: blocks that a block sees, and regions that a region draws them from.
     """
 
     levels: Literal[1, 2] = 1

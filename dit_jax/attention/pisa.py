@@ -6,7 +6,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dit_jax.attention.cells import cell_means, log_counts
 from dit_jax.attention.mixer import TokenMixer
@@ -47,54 +46,63 @@ class PISA(TokenMixer):
         tokens = in_cells(q, k, v, grid, self.tile)
         filled = tokens.cells.filled()
         q1, k1, v1 = (cell_means(x, filled) for x in (tokens.q, tokens.k, tokens.v))
-        covariances = self._covariances(tokens, k1)
-        indices, coarse = self._route(q1, k1, v1, covariances, filled)
+        indices, coarse = self._route(tokens, q1, k1, v1)
         size = math.prod(self.tile)
         counts = jnp.full(indices.shape[:-1], indices.shape[-1], jnp.int32)
         lists = KeyLists(indices=indices, counts=counts, query_block=size, key_block=size)
         mixed, lse = tokens.attend(lists, coarse if self.order != "drop" else None)
         if self.order == "first":
-            mixed += _first_order(tokens, coarse, covariances.sum(2), lse).astype(mixed.dtype)
+            mixed += _first_order(tokens, coarse, k1, lse).astype(mixed.dtype)
         return tokens.finish(mixed)
 
-    def _covariances(self, tokens: Tokens, k1: jax.Array) -> jax.Array | None:
-        """H_j = sum (k_n - kbar_j)^T v_n of each tile, [B, H, T, D, D] float32, where needed."""
-        if self.order != "first" and not self.by_covariance:
-            return None
-        k, v = (x.reshape(*k1.shape[:3], -1, k1.shape[-1]) for x in (tokens.k, tokens.v))
-        # What fills up a tile has no value, and so no part in it.
-        k = k - k1[..., None, :]
-        return jnp.einsum("bhtnd,bhtne->bhtde", k, v, preferred_element_type=jnp.float32)
-
-    def _route(self, q1, k1, v1, covariances, filled: np.ndarray) -> tuple[jax.Array, CoarseKeys]:
+    def _route(self, tokens: Tokens, q1, k1, v1) -> tuple[jax.Array, CoarseKeys]:
         """The exact tiles of each tile, [B, H, T, K], and means that stand for the others."""
+        filled = tokens.cells.filled()
         scores = jnp.einsum(
             "bhid,bhjd->bhij",
             *jax.lax.stop_gradient((q1, k1)),
             preferred_element_type=jnp.float32,
         )
         if self.by_covariance:
-            norms = jnp.sqrt(jnp.square(jax.lax.stop_gradient(covariances)).sum((-2, -1)))
+            covariances = jax.lax.stop_gradient(_covariance("bhtnd,bhtne->bhtde", tokens, k1))
+            norms = jnp.sqrt(jnp.square(covariances).sum((-2, -1)))
             scores = scores * q1.shape[-1] ** -0.5 + jnp.log(norms + 1e-5)[:, :, None]
         exact = max(1, int(self.density * len(filled)))
         indices = jax.lax.top_k(scores, exact)[1]
-        is_exact = (indices[..., None] == jnp.arange(len(filled))).any(-2)
+        is_exact = jnp.zeros(scores.shape, bool)
+        is_exact = jnp.put_along_axis(is_exact, indices, True, axis=-1, inplace=False)
         weights = jnp.where(is_exact, -jnp.inf, log_counts(filled))
         return indices, CoarseKeys(k1[:, :, None], v1[:, :, None], weights)
 
 
-def _first_order(
-    tokens: Tokens, coarse: CoarseKeys, covariance: jax.Array, lse: jax.Array
-) -> jax.Array:
+def _covariance(formula: str, tokens: Tokens, k1: jax.Array) -> jax.Array:
+    """Sums of (k_n - kbar_j)^T v_n by tile or over all, float32."""
+    k, v = (x.reshape(*k1.shape[:3], -1, k1.shape[-1]) for x in (tokens.k, tokens.v))
+    # What fills up a tile has no value, and so no part in it.
+    return jnp.einsum(formula, k - k1[..., None, :], v, preferred_element_type=jnp.float32)
+
+
+def _first_order(tokens: Tokens, coarse: CoarseKeys, k1: jax.Array, lse: jax.Array) -> jax.Array:
     """The expansion's first order, [B, H, N', D] float32."""
     scale, rows = tokens.q.shape[-1] ** -0.5, coarse.log_weight.shape[2]
-    logits = scale * jnp.einsum(
-        "bhqd,bhjd->bhqj", tokens.q, coarse.k[:, :, 0], preferred_element_type=jnp.float32
+
+    @jax.checkpoint
+    def share(tile: tuple) -> jax.Array:
+        """The denominator's part of the tiles that are not exact, of one tile of queries."""
+        q, weight, lse = tile
+        logits = jnp.einsum("bhqd,bhjd->bhqj", q, k1, preferred_element_type=jnp.float32)
+        return jnp.exp(scale * logits + weight[:, :, None] - lse[..., None]).sum(-1)
+
+    def tiles(x: jax.Array) -> jax.Array:
+        """Tiles of [B, H, T * n, ...] as axis 0."""
+        return jnp.moveaxis(x.reshape(*x.shape[:2], rows, -1, *x.shape[3:]), 2, 0)
+
+    # One tile at a time: all of them at once would have N^2 / 64 elements.
+    scanned = tiles(tokens.q), jnp.moveaxis(coarse.log_weight, 2, 0), tiles(lse)
+    shares = jnp.moveaxis(jax.lax.map(share, scanned), 0, 2).reshape(lse.shape)
+    slope = jnp.einsum(
+        "bhqd,bhde->bhqe",
+        tokens.q.astype(jnp.float32),
+        _covariance("bhtnd,bhtne->bhde", tokens, k1),
     )
-    logits = logits.reshape(*logits.shape[:2], rows, -1, logits.shape[-1])
-    weights = jnp.exp(
-        logits + coarse.log_weight[..., None, :] - lse.reshape(logits.shape[:-1])[..., None]
-    )
-    share = weights.sum(-1).reshape(lse.shape) / math.prod(tokens.cells.grid)
-    slope = jnp.einsum("bhqd,bhde->bhqe", tokens.q.astype(jnp.float32), covariance)
-    return share[..., None] * scale * slope
+    return shares[..., None] * (scale / math.prod(tokens.cells.grid)) * slope

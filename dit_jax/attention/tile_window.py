@@ -16,7 +16,7 @@ class TileWindow(TokenMixer):
     """A window that slides by whole tiles: no tile of queries meets half a tile of keys.
 
     At the grid's border the window moves inwards and stays full. Source: sliding tile attention
-    (STA, arXiv 2502.04507), algorithm 1.
+    (STA, arXiv 2502.04507).
 
     Attributes:
       tile: tokens of a tile on each axis.

@@ -1,8 +1,11 @@
 """Mix-FFN: a gated channel mixer that looks at neighbouring tokens."""
 
+import math
+
 import flax.linen as nn
 import jax
 
+from dit_jax.errors import InputError
 from dit_jax.layers.context import Context
 from dit_jax.layers.linear import linear
 from dit_jax.parallel.depthwise import depthwise
@@ -25,6 +28,8 @@ class MixFFN(nn.Module):
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict]:
         """Maps tokens [B, N, D] on the context's grid to tokens [B, N, D] and an empty aux."""
         batch, tokens, width = x.shape
+        if tokens != math.prod(context.grid):
+            raise InputError(f"Mix-FFN wants the tokens of a grid {context.grid}, not {tokens}")
         hidden = int(self.ratio * width)
         x = nn.silu(linear((2, hidden), x, "gate_value", init="torch"))
         # Frames, if there are any, are convolved one by one.

@@ -21,14 +21,14 @@ from dit_jax.kernels.block_sparse import (
 BATCH, HEADS, WIDTH, QUERY_BLOCK, KEY_BLOCK = 2, 2, 8, 8, 16
 
 
-def random_lists(rng, batched=True, query_blocks=4, key_blocks=3, longest=2, masks=0):
+def random_lists(rng, batched=True, query_blocks=4, key_blocks=3, longest=3, masks=0, least=1):
     lead = (BATCH, HEADS) if batched else ()
     order = np.argsort(rng.random((*lead, query_blocks, key_blocks)), axis=-1)
     indices = order[..., :longest].astype(np.int32)
     patterns = rng.random((masks, QUERY_BLOCK, KEY_BLOCK)) < 0.7
     return KeyLists(
         indices=jnp.asarray(indices),
-        counts=jnp.asarray(rng.integers(1, longest + 1, indices.shape[:-1]), jnp.int32),
+        counts=jnp.asarray(rng.integers(least, longest + 1, indices.shape[:-1]), jnp.int32),
         query_block=QUERY_BLOCK,
         key_block=KEY_BLOCK,
         masks=jnp.asarray(patterns) if masks else None,
@@ -53,19 +53,19 @@ def random_tokens(rng, lists, keys=3 * KEY_BLOCK, batch=BATCH, heads=HEADS):
 def with_regions():
     """Four regions of 16 blocks of 16, of which each region of queries draws from two."""
     rng = np.random.default_rng(5)
-    regions = np.argsort(rng.random((1, 1, 2, 4)), axis=-1)[..., :2]
-    candidates = (regions[..., None] * 16 + np.arange(16)).reshape(1, 1, 2, 1, 32)
-    candidates = np.broadcast_to(candidates, (1, 1, 2, 16, 32))
-    indices = rng.permuted(candidates, axis=-1)[..., :3].reshape(1, 1, 32, 3)
+    regions = np.argsort(rng.random((1, 2, 2, 4)), axis=-1)[..., :2]
+    candidates = (regions[..., None] * 16 + np.arange(16)).reshape(1, 2, 2, 1, 32)
+    candidates = np.broadcast_to(candidates, (1, 2, 2, 16, 32))
+    indices = rng.permuted(candidates, axis=-1)[..., :3].reshape(1, 2, 32, 3)
     lists = KeyLists(
         indices=jnp.asarray(indices, jnp.int32),
-        counts=jnp.asarray(rng.integers(1, 4, (1, 1, 32)), jnp.int32),
+        counts=jnp.asarray(rng.integers(1, 4, (1, 2, 32)), jnp.int32),
         query_block=16,
         key_block=16,
         regions=jnp.asarray(regions, jnp.int32),
         region_blocks=16,
     )
-    return (*random_tokens(rng, lists, keys=1024, batch=1, heads=1), lists, None)
+    return (*random_tokens(rng, lists, keys=1024, batch=1, heads=2), lists, None)
 
 
 def problem(lists=None, coarse=None, seed=0):
@@ -83,6 +83,8 @@ PROBLEMS = {
     "coarse keys for all": problem(coarse={"groups": 1, "weights": 1}),
     "coarse keys, own weights": problem(coarse={"groups": 1, "weights": 4, "shared": False}),
     "coarse keys by group": problem({"masks": 2}, {"groups": 2, "weights": 4}),
+    "coarse keys, weights for some blocks": problem(coarse={"groups": 1, "weights": 2}),
+    "empty lists": problem({"least": 0}, {"groups": 1, "weights": 1}),
     "regions": with_regions(),
 }
 
@@ -125,8 +127,8 @@ def test_gathers_follow_the_definition(name):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_tpu_kernels_follow_the_definition(name, monkeypatch):
-    # Fewer blocks at once: more than one tile a list, and less to compile.
-    monkeypatch.setattr(tpu.plan, "_LOADS", 1)
+    # Fewer blocks at once: two tiles a list, of which the second is not full, and less to compile.
+    monkeypatch.setattr(tpu.plan, "_LOADS", 2)
     forward = functools.partial(tpu.forward, interpret=True)
     backward = functools.partial(tpu.backward, interpret=True)
     found = gradients(forward, *PROBLEMS[name], backward=backward)
@@ -135,7 +137,7 @@ def test_the_tpu_kernels_follow_the_definition(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["masks", "coarse keys for all", "coarse keys by group"])
 def test_taking_some_queries_at_a_time_changes_nothing(name, monkeypatch):
-    monkeypatch.setattr(gather, "_SCORES", 2000)
+    monkeypatch.setattr(gather, "_ELEMENTS", 2000)
     assert_close(gradients(gather.forward, *PROBLEMS[name]), by_definition(name))
 
 
@@ -230,7 +232,12 @@ def test_programs_for_a_tpu_have_its_kernels(monkeypatch):
 
 
 def test_what_does_not_fit_into_a_tpus_memory_is_gathered():
-    lists = KeyLists(indices=jnp.zeros((1, 1)), counts=jnp.ones((1,)), query_block=16, key_block=16)
+    lists = KeyLists(
+        indices=jnp.zeros((1, 1), jnp.int32),
+        counts=jnp.ones((1,), jnp.int32),
+        query_block=16,
+        key_block=16,
+    )
 
     def takes(tokens, width, dtype=jnp.bfloat16, **changes):
         x = jax.ShapeDtypeStruct((1, 1, tokens, width), dtype)
@@ -239,3 +246,11 @@ def test_what_does_not_fit_into_a_tpus_memory_is_gathered():
     assert takes(65_536, 64) and takes(65_536, 128)
     assert not takes(131_072, 64) and not takes(65_536, 64, jnp.float32)
     assert not takes(1024, 64, query_block=8) and not takes(1024, 64, key_block=24)
+
+    def lists_of(entries, heads):
+        shape = (1, heads, 1024)
+        indices, counts = jnp.zeros((*shape, entries), jnp.int32), jnp.zeros(shape, jnp.int32)
+        return {"indices": indices, "counts": counts, "query_block": 64, "key_block": 64}
+
+    assert takes(65_536, 64, **lists_of(96, 2)) and takes(65_536, 64, **lists_of(160, 1))
+    assert not takes(65_536, 64, **lists_of(160, 2))

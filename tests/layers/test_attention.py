@@ -9,7 +9,7 @@ import pytest
 import tyro
 
 from dit_jax import serialization
-from dit_jax.attention import CLEAR, PISA, DyDiLA, Full, LinearAttention, LiT
+from dit_jax.attention import CLEAR, GRAT, PISA, DyDiLA, Full, LinearAttention, LiT
 from dit_jax.layers.attention import SelfAttention
 from dit_jax.layers.mix_ffn import MixFFN
 from dit_jax.layers.mlp import Mlp
@@ -29,6 +29,8 @@ MODELS = {
     "dydila": small(DyDiLA(), Mlp()),
     "clear": small(CLEAR(radius=3, tile=(4, 4)), Mlp(), patch=1),
     "pisa": small(PISA(0.5, tile=(4, 4)), Mlp(), patch=1),
+    # Lists of 8 blocks with 4 entries, as there are 8 samples with 4 heads.
+    "grat": small(GRAT((4, 2), "surround"), Mlp(), patch=1),
 }
 
 

@@ -4,10 +4,11 @@ The one kernel under the sparse attention mechanisms: a Mosaic kernel on TPUs, f
 fit into their memory, and gathers of XLA elsewhere.
 """
 
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from dit_jax.kernels.block_sparse import gather, tpu
 from dit_jax.kernels.block_sparse.operands import CoarseKeys, KeyLists, concatenate
@@ -41,28 +42,36 @@ def block_sparse_attention(
       query must see something, or its result is of no account.
 
     Raises:
-      InputError: the lists do not fit the queries and keys.
+      InputError: the lists or coarse keys do not fit the queries and keys.
     """
     lists.check(q.shape[2], k.shape[2])
+    if coarse is not None:
+        coarse.check(lists.indices.shape[-2])
     operands = q, k, v, lists, coarse
     layout = current_layout()
     if layout is None:
         return _attention(*operands)
-    all_alike = jax.sharding.PartitionSpec()
-    per_head = layout.sharding(("batch", "heads"), q.shape[:2]).spec
-
-    def spec(path: Any, x: jax.Array) -> jax.sharding.PartitionSpec:
-        own = x.shape[:2] == q.shape[:2] and jax.tree_util.keystr(path) != "[3].masks"
-        return per_head if own else all_alike
-
     # Each device has its own samples and heads; a kernel cannot be divided by the compiler.
+    per_head = layout.sharding(("batch", "heads"), q.shape[:2]).spec
     return jax.shard_map(
         _attention,
         mesh=layout.mesh,
-        in_specs=jax.tree_util.tree_map_with_path(spec, operands),
+        in_specs=(per_head, per_head, per_head, *_specs(lists, coarse, per_head)),
         out_specs=(per_head, per_head),
         check_vma=False,
     )(*operands)
+
+
+def _specs(lists: KeyLists, coarse: CoarseKeys | None, per_head: PartitionSpec) -> tuple:
+    """How lists and coarse keys are divided: those of each head, but not what serves all."""
+    own = per_head if lists.indices.ndim == 4 else PartitionSpec()
+    lists = jax.tree.map(lambda _: own, lists)
+    if lists.masks is not None:
+        lists = dataclasses.replace(lists, masks=PartitionSpec())
+    if coarse is None:
+        return lists, None
+    shared = coarse.log_weight.shape[:2] == (1, 1)
+    return lists, CoarseKeys(per_head, per_head, PartitionSpec() if shared else per_head)
 
 
 @jax.custom_vjp

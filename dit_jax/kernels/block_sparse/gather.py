@@ -5,8 +5,9 @@ import jax.numpy as jnp
 
 from dit_jax.kernels.block_sparse.operands import MASKED, CoarseKeys, KeyLists
 
-# Scores that are in memory at once, of all samples and heads.
-_SCORES = 1 << 24
+# Scores and gathered features that are in memory at once, of all samples and heads; or of as many
+# query blocks as can be told apart by a divisor of their number.
+_ELEMENTS = 1 << 24
 
 
 def forward(
@@ -42,11 +43,11 @@ def _chunks(q: jax.Array, lists: KeyLists, coarse: CoarseKeys | None) -> int:
     Parts are whole groups, so that each reads its coarse keys once.
     """
     units, listed = lists.indices.shape[-2:]
-    keys = listed * lists.key_block
+    keys = listed * lists.key_block * (1 + 2 * q.shape[3] // lists.query_block)
     if coarse is not None:
         keys += coarse.k.shape[3]
         units = next((n for n in (coarse.k.shape[2], coarse.log_weight.shape[2]) if n > 1), units)
-    wanted = min(units, -(-q.shape[0] * q.shape[1] * q.shape[2] * keys // _SCORES))
+    wanted = min(units, -(-q.shape[0] * q.shape[1] * q.shape[2] * keys // _ELEMENTS))
     return next(n for n in range(wanted, units + 1) if units % n == 0)
 
 

@@ -79,6 +79,21 @@ class CoarseKeys:
     v: jax.Array
     log_weight: jax.Array
 
+    def check(self, query_blocks: int) -> None:
+        """Raises `InputError` unless groups are of whole query blocks, and weights of the keys."""
+        groups, weights = self.k.shape[2], self.log_weight.shape[2]
+        divide = query_blocks % groups == 0 and query_blocks % weights == 0
+        if not divide or (weights > 1 and weights % groups):
+            raise InputError(
+                f"{groups} groups of coarse keys with {weights} rows of weights do not divide "
+                f"{query_blocks} query blocks"
+            )
+        if self.k.shape != self.v.shape or self.log_weight.shape[3] != self.k.shape[3]:
+            raise InputError(
+                f"coarse keys {self.k.shape}, values {self.v.shape} and weights "
+                f"{self.log_weight.shape} are not of the same keys"
+            )
+
 
 def concatenate(*coarse: CoarseKeys | None) -> CoarseKeys | None:
     """Several sets of coarse keys as one; sets shared among all queries are repeated as needed."""
@@ -88,7 +103,7 @@ def concatenate(*coarse: CoarseKeys | None) -> CoarseKeys | None:
     batch, heads = found[0].k.shape[:2]
     groups = max(c.k.shape[2] for c in found)
     fine = max(c.log_weight.shape[2] for c in found)
-    fine = groups if fine == 1 else fine
+    fine = max(groups, fine)
 
     def repeat(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         x = jnp.broadcast_to(x, (*shape[:2], *x.shape[2:]))

@@ -11,9 +11,9 @@ from dit_jax.kernels.block_sparse.tpu.key_gradient import key_gradient
 from dit_jax.kernels.block_sparse.tpu.plan import flatten_coarse, make_plan
 from dit_jax.kernels.block_sparse.tpu.query_gradient import query_gradient
 
-# Bytes of two operands of one head, such as keys and values, that may stay in VMEM: half of what
-# the chip with the least has.
-_RESIDENT = 32 << 20
+# Bytes of two operands of one head, such as keys and values, that may stay in VMEM, beside tiles;
+# of the patterns of masks; and of the lists in SMEM, which has 1 MiB.
+_RESIDENT, _MASKS, _LISTS = 32 << 20, 8 << 20, 900 << 10
 
 
 # Rows of a block are whole tiles of memory, also in bfloat16.
@@ -23,13 +23,21 @@ _ROWS = 16
 def takes(q: jax.Array, k: jax.Array, lists: KeyLists) -> bool:
     """Whether the kernels take such a problem.
 
-    A head's keys and values, and its queries and their cotangents, must fit into VMEM. Masks of
-    blocks within regions are not implemented: they are those of grids that are not whole regions.
+    A head's keys and values, its queries and their cotangents, and its lists must fit into the
+    core's memories. Masks of blocks within regions are not implemented: they are those of grids
+    that are not whole regions.
     """
     tokens, lanes = max(q.shape[2], k.shape[2]), -(-q.shape[3] // 128) * 128
-    fits = 2 * tokens * lanes * q.dtype.itemsize <= _RESIDENT
     whole = lists.query_block % _ROWS == 0 and lists.key_block % _ROWS == 0
-    return fits and whole and (lists.regions is None or lists.masks is None)
+    if not whole or (lists.regions is not None and lists.masks is not None):
+        return False
+    plan = jax.eval_shape(make_plan, lists)
+    # Two samples' or heads' lists are there at once: one in use and one that is read.
+    heads = min(plan.entries.shape[0], 2)
+    listed = heads * plan.entries.shape[1] * plan.listed * (1 if plan.masks is None else 2)
+    masks = 0 if plan.masks is None else 2 * plan.masks.size * plan.masks.dtype.itemsize
+    resident = 2 * tokens * lanes * q.dtype.itemsize
+    return resident <= _RESIDENT and masks <= _MASKS and 4 * listed <= _LISTS
 
 
 def forward(

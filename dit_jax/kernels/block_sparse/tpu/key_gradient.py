@@ -49,7 +49,7 @@ def key_gradient(
 def transpose(plan: Plan, key_blocks: int) -> tuple[jax.Array, jax.Array]:
     """The lists of key blocks: entries sorted by their key block, and where each block's start.
 
-    Entry e is entry e % K of the list of query block e // K. No list is padded to the longest.
+    Entry e is entry e % K of the list of query block e // K.
 
     Returns:
       Entries [G, P] int32, P = NQ * K, and starts [G, key_blocks + 1] int32.

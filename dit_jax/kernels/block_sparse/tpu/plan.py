@@ -14,6 +14,7 @@ _TILE = 1024
 _LOADS = 16
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Operands of the kernels, samples and heads as one axis.
@@ -32,8 +33,8 @@ class Plan:
     mask_ids: jax.Array | None
     masks: jax.Array | None
     allowed: jax.Array | None
-    query_block: int
-    key_block: int
+    query_block: int = dataclasses.field(metadata={"static": True})
+    key_block: int = dataclasses.field(metadata={"static": True})
 
     @property
     def listed(self) -> int:

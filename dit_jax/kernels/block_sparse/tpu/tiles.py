@@ -70,6 +70,9 @@ class Layout:
             )
         if self.coarse:
             k, v, weight = self.coarse
+            blocks = self.plan.entries.shape[1]
+            if 1 < weight.shape[1] < blocks:  # Some of a step's blocks share a row.
+                weight = jnp.repeat(weight, blocks // weight.shape[1], axis=1)
             rows = max(1, weight.shape[1] // steps)
             weight = weight.reshape(len(weight), -1, rows, weight.shape[-1])
             arrays |= {"coarse_k": k, "coarse_v": v, "log_weight": weight}
