@@ -228,7 +228,7 @@ def test_no_reader_process_outlives_its_parent(tmp_path, how):
             os.killpg(parent.pid, signal.SIGINT)
         else:
             os.kill(parent.pid, signal.SIGKILL)
-        parent.wait(30)
+        parent.wait(120)
         wait_until(lambda: not any(map(is_running, readers)), seconds=10)
     except BaseException:
         # Only then: multiprocessing's resource tracker outlives the parent to free shared memory.
