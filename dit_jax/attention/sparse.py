@@ -53,23 +53,28 @@ class Tokens:
 
     def finish(self, mixed: jax.Array) -> jax.Array:
         """All tokens' mixed values [B, N, H, D], from those of the grid in the cells' order."""
-        mixed, prefix = self.cells.join(mixed), self._prefix
-        if prefix == 0:
-            return mixed
-        q, k, v = self.everything
-        dense = softmax_attention(q[:, :prefix], k, v, "xla")
-        return jnp.concatenate([dense, mixed], axis=1)
-
-    @property
-    def _prefix(self) -> int:
-        return self.everything[0].shape[1] - math.prod(self.cells.grid)
+        return prepend_prefix(self.cells.join(mixed), *self.everything)
 
     def _prefix_keys(self) -> CoarseKeys | None:
-        """Keys and values of the prefix, each counting as the one token that it is."""
-        if self._prefix == 0:
-            return None
-        k, v = (x[:, : self._prefix].swapaxes(1, 2)[:, :, None] for x in self.everything[1:])
-        return CoarseKeys(k, v, jnp.zeros((1, 1, 1, self._prefix), jnp.float32))
+        _, k, v = self.everything
+        return prefix_keys(k, v, k.shape[1] - math.prod(self.cells.grid))
+
+
+def prefix_keys(k: jax.Array, v: jax.Array, count: int) -> CoarseKeys | None:
+    """Keys and values of the first `count` tokens, each counting as the one token that it is."""
+    if count == 0:
+        return None
+    k, v = (x[:, :count].swapaxes(1, 2)[:, :, None] for x in (k, v))
+    return CoarseKeys(k, v, jnp.zeros((1, 1, 1, count), jnp.float32))
+
+
+def prepend_prefix(mixed: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """All tokens' mixed values, of the grid's, which come last; those before see everything."""
+    prefix = q.shape[1] - mixed.shape[1]
+    if prefix == 0:
+        return mixed
+    dense = softmax_attention(q[:, :prefix], k, v, "xla")
+    return jnp.concatenate([dense, mixed], axis=1)
 
 
 def in_cells(

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.attention.full import Full
 from dit_jax.attention.mixer import TokenMixer
+from dit_jax.attention.sparse import prefix_keys, prepend_prefix
 from dit_jax.errors import InputError
 from dit_jax.kernels.block_sparse import CoarseKeys, KeyLists, block_sparse_attention, concatenate
 
@@ -54,13 +54,9 @@ class SVGEAR(TokenMixer):
         budget = max(1, int(self.density * columns.fill.shape[-1]))
         exact = most_wrong(queries, keys, values, rows, columns, budget)
         split = rows.split(queries), columns.split(keys), columns.split(values)
-        coarse = concatenate(_prefix(k, v, first), _means(keys, values, rows, columns, exact))
+        coarse = concatenate(prefix_keys(k, v, first), _means(keys, values, rows, columns, exact))
         mixed, _ = block_sparse_attention(*split, self._lists(rows, columns, exact, budget), coarse)
-        mixed = rows.join(mixed).swapaxes(1, 2)
-        if first == 0:
-            return mixed
-        dense = Full("xla")(q[:, :first], k, v, grid)
-        return jnp.concatenate([dense, mixed], axis=1)
+        return prepend_prefix(rows.join(mixed).swapaxes(1, 2), q, k, v)
 
     def _lists(
         self, rows: "Clusters", columns: "Clusters", exact: jax.Array, budget: int
@@ -186,14 +182,6 @@ def clusters(x: jax.Array, count: int, iterations: int, block: int) -> Clusters:
     fill = (token < tokens).reshape(batch, heads, total, block).sum(-1, dtype=jnp.int32)
     cluster = (jnp.arange(total)[:, None] >= ends[:, :, None]).sum(-1, dtype=jnp.int32)
     return Clusters(member, counts, place, token, blocks, jnp.minimum(cluster, count - 1), fill)
-
-
-def _prefix(k: jax.Array, v: jax.Array, count: int) -> CoarseKeys | None:
-    """Keys and values of the tokens before the grid's, which all see."""
-    if count == 0:
-        return None
-    k, v = (x[:, :count].swapaxes(1, 2)[:, :, None] for x in (k, v))
-    return CoarseKeys(k, v, jnp.zeros((1, 1, 1, count), jnp.float32))
 
 
 def _means(k, v, rows: Clusters, columns: Clusters, exact: jax.Array) -> CoarseKeys:

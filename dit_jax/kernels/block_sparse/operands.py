@@ -102,8 +102,7 @@ def concatenate(*coarse: CoarseKeys | None) -> CoarseKeys | None:
         return None
     batch, heads = found[0].k.shape[:2]
     groups = max(c.k.shape[2] for c in found)
-    fine = max(c.log_weight.shape[2] for c in found)
-    fine = max(groups, fine)
+    fine = max(groups, *(c.log_weight.shape[2] for c in found))
 
     def repeat(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         x = jnp.broadcast_to(x, (*shape[:2], *x.shape[2:]))
