@@ -7,11 +7,11 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.attention.cells import Cells
 from dit_jax.attention.mixer import TokenMixer
 from dit_jax.attention.sparse import in_cells
 from dit_jax.errors import InputError
 from dit_jax.kernels.block_sparse import KeyLists
+from dit_jax.kernels.cells import Cells
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """CLEAR's local attention with pooled keys and values besides (arXiv 2412.16112)."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dit_jax.attention.cells import Cells
 from dit_jax.attention.clear import disc
 from dit_jax.attention.mixer import TokenMixer
 from dit_jax.attention.sparse import in_cells
 from dit_jax.kernels.block_sparse import CoarseKeys
+from dit_jax.kernels.cells import Cells, split
 
 
 @TokenMixer.register
@@ -40,11 +42,11 @@ class PooledCLEAR(nn.Module):
         cells = Cells(tuple(grid), ((*(1,) * (len(grid) - 2), self.pool, self.pool),))
 
         def pooled(x: jax.Array) -> jax.Array:
-            """Sums over cells of what is split into `tokens`' cells, [B, H, 1, cells, Dh]."""
-            x = cells.split(tokens.cells.join(x))
+            """Sums over cells of the grid's tokens, [B, H, 1, cells, Dh]."""
+            x = split(x[:, -math.prod(grid) :], cells)[0]
             x = x.reshape(*x.shape[:2], 1, -1, len(weight), x.shape[-1])
             return jnp.einsum("bhgcnd,n->bhgcd", x, weight.astype(x.dtype))
 
-        keys, values = pooled(tokens.k), pooled(tokens.v)
+        keys, values = pooled(k), pooled(v)
         coarse = CoarseKeys(keys, values, jnp.zeros((1, 1, *keys.shape[2:4]), jnp.float32))
         return tokens.finish(tokens.attend(disc(tokens.cells, self.radius), coarse)[0])

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.attention.cells import cell_means, log_counts
 from dit_jax.attention.mixer import TokenMixer
-from dit_jax.attention.sparse import Tokens, in_cells
+from dit_jax.attention.sparse import Tokens, in_cells, log_counts
 from dit_jax.errors import InputError
-from dit_jax.kernels.block_sparse import CoarseKeys, KeyLists, concatenate
+from dit_jax.kernels.block_sparse import CoarseKeys, KeyLists
 
 # Blocks of 16 tokens are squares of 4 x 4, and 16 of those a square of 16 x 16.
 _BLOCK, _REGION = (4, 4), (16, 16)
@@ -47,21 +46,21 @@ class LLSA(TokenMixer):
                 f"columns; not {self.levels} levels, {self.top_k} blocks, and a grid of {grid}"
             )
         sides = (_BLOCK,) if self.levels == 1 else (_REGION, _BLOCK)
-        tokens = in_cells(q, k, v, grid, *sides)
+        tokens = in_cells(q, k, v, grid, *sides, means=True)
         choose = self._one_level if self.levels == 1 else self._two_levels
         return tokens.finish(tokens.attend(*choose(tokens))[0])
 
     def _one_level(self, tokens: Tokens) -> tuple[KeyLists, CoarseKeys]:
         filled = tokens.cells.filled()
-        q1, k1, v1 = (cell_means(x, filled) for x in (tokens.q, tokens.k, tokens.v))
+        ((q1, k1, v1),) = tokens.means
         indices, counts = _nearest(q1, k1, jnp.asarray(filled > 0), self.top_k)
         lists = KeyLists(indices=indices, counts=counts, query_block=_CHILDREN, key_block=_CHILDREN)
         return lists, _shared(k1, v1, filled)
 
-    def _two_levels(self, tokens: Tokens) -> tuple[KeyLists, CoarseKeys]:
+    def _two_levels(self, tokens: Tokens) -> tuple[KeyLists, CoarseKeys, CoarseKeys]:
         cells = tokens.cells
         filled1, filled2 = cells.filled(1), cells.filled(0)
-        q2, k2, v2 = (cell_means(x, filled2) for x in (tokens.q, tokens.k, tokens.v))
+        (q2, k2, v2), (q1, k1, v1) = tokens.means
         regions, _ = _nearest(q2, k2, jnp.asarray(filled2 > 0), self.top_k)
 
         def by_region(x: jax.Array) -> jax.Array:
@@ -72,12 +71,13 @@ class LLSA(TokenMixer):
             found = jax.vmap(jax.vmap(lambda x, i: x[i]))(by_region(x), regions)
             return found.reshape(*regions.shape[:3], -1, x.shape[-1])
 
-        q1, k1, v1 = (cell_means(x, filled1) for x in (tokens.q, tokens.k, tokens.v))
         k1, v1 = of_regions(k1), of_regions(v1)
         weights = jnp.asarray(log_counts(filled1).reshape(-1, _CHILDREN))[regions]
         weights = weights.reshape(*regions.shape[:3], -1)
         chosen, counts = _nearest(by_region(q1), k1, weights > -jnp.inf, self.top_k)
-        region = jnp.take_along_axis(regions[..., None, :], chosen // _CHILDREN, axis=-1)
+        # A sum, not a gather: TPUs are slow at gathering single numbers.
+        drawn = chosen[..., None] // _CHILDREN == jnp.arange(regions.shape[-1])
+        region = jnp.where(drawn, regions[:, :, :, None, None], 0).sum(-1)
         indices = region * _CHILDREN + chosen % _CHILDREN
         lists = KeyLists(
             indices=indices.reshape(*indices.shape[:2], -1, indices.shape[-1]),
@@ -87,7 +87,7 @@ class LLSA(TokenMixer):
             regions=regions,
             region_blocks=_CHILDREN,
         )
-        return lists, concatenate(CoarseKeys(k1, v1, weights), _shared(k2, v2, filled2))
+        return lists, CoarseKeys(k1, v1, weights), _shared(k2, v2, filled2)
 
 
 def _shared(k: jax.Array, v: jax.Array, filled: np.ndarray) -> CoarseKeys:
@@ -109,5 +109,11 @@ def _nearest(
     q, k = jax.lax.stop_gradient((q, k))
     scores = jnp.einsum("...qd,...kd->...qk", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(there[..., None, :], scores, -jnp.inf)
-    values, indices = jax.lax.top_k(scores, min(count, k.shape[-2]))
+    candidates, found = jnp.arange(k.shape[-2]), []
+    # One after another: `jax.lax.top_k` sorts all candidates on TPUs, which costs ten times more.
+    for _ in range(min(count, k.shape[-2])):
+        best = scores.max(-1), scores.argmax(-1)
+        found.append(best)
+        scores = jnp.where(candidates == best[1][..., None], -jnp.inf, scores)
+    values, indices = (jnp.stack(part, axis=-1) for part in zip(*found, strict=True))
     return indices, (values > -jnp.inf).sum(-1, dtype=jnp.int32)

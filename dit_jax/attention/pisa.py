@@ -7,9 +7,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from dit_jax.attention.cells import cell_means, log_counts
 from dit_jax.attention.mixer import TokenMixer
-from dit_jax.attention.sparse import Tokens, in_cells
+from dit_jax.attention.sparse import Tokens, in_cells, log_counts
 from dit_jax.errors import InputError
 from dit_jax.kernels.block_sparse import CoarseKeys, KeyLists
 
@@ -43,14 +42,13 @@ class PISA(TokenMixer):
     def __call__(self, q, k, v, grid):
         if not 0 < self.density <= 1:
             raise InputError(f"PISA's density lies in (0, 1], not {self.density}")
-        tokens = in_cells(q, k, v, grid, self.tile)
-        filled = tokens.cells.filled()
-        q1, k1, v1 = (cell_means(x, filled) for x in (tokens.q, tokens.k, tokens.v))
+        tokens = in_cells(q, k, v, grid, self.tile, means=True)
+        ((q1, k1, v1),) = tokens.means
         indices, coarse = self._route(tokens, q1, k1, v1)
         size = math.prod(self.tile)
         counts = jnp.full(indices.shape[:-1], indices.shape[-1], jnp.int32)
         lists = KeyLists(indices=indices, counts=counts, query_block=size, key_block=size)
-        mixed, lse = tokens.attend(lists, coarse if self.order != "drop" else None)
+        mixed, lse = tokens.attend(lists, *(() if self.order == "drop" else (coarse,)))
         if self.order == "first":
             mixed += _first_order(tokens, coarse, k1, lse).astype(mixed.dtype)
         return tokens.finish(mixed)
@@ -68,9 +66,11 @@ class PISA(TokenMixer):
             norms = jnp.sqrt(jnp.square(covariances).sum((-2, -1)))
             scores = scores * q1.shape[-1] ** -0.5 + jnp.log(norms + 1e-5)[:, :, None]
         exact = max(1, int(self.density * len(filled)))
-        indices = jax.lax.top_k(scores, exact)[1]
-        is_exact = jnp.zeros(scores.shape, bool)
-        is_exact = jnp.put_along_axis(is_exact, indices, True, axis=-1, inplace=False)
+        values, indices = jax.lax.top_k(scores, exact)
+        # Of equal scores the first are taken. (A scatter would be slow on TPUs.)
+        least = values[..., -1:]
+        last = jnp.where(values == least, indices, -1).max(-1, keepdims=True)
+        is_exact = (scores > least) | ((scores == least) & (jnp.arange(len(filled)) <= last))
         weights = jnp.where(is_exact, -jnp.inf, log_counts(filled))
         return indices, CoarseKeys(k1[:, :, None], v1[:, :, None], weights)
 

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.attention.cells import Cells
 from dit_jax.errors import InputError
 from dit_jax.kernels.block_sparse import (
     CoarseKeys,
     KeyLists,
     block_sparse_attention,
-    concatenate,
 )
+from dit_jax.kernels.cells import Cells, join, split
 from dit_jax.kernels.softmax_attention import softmax_attention
 
 
@@ -30,6 +29,7 @@ class Tokens:
       q: the grid's queries in the cells' order, [B, H, N', D].
       k: its keys, likewise.
       v: its values, likewise.
+      means: where asked for, means of queries, keys and values [B, H, cells, D], of each level.
     """
 
     cells: Cells
@@ -37,35 +37,32 @@ class Tokens:
     q: jax.Array
     k: jax.Array
     v: jax.Array
+    means: list[tuple[jax.Array, jax.Array, jax.Array]]
 
-    def attend(
-        self, lists: KeyLists, coarse: CoarseKeys | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+    def attend(self, lists: KeyLists, *coarse: CoarseKeys) -> tuple[jax.Array, jax.Array]:
         """The grid's mixed values [B, H, N', D] and log-sum-exp [B, H, N'], prefix keys included.
 
         Lists whose masks are not set get those that hide what fills up the cells.
         """
         if lists.masks is None and not self.cells.valid.all():
             lists = _hide_padding(lists, self.cells)
-        return block_sparse_attention(
-            self.q, self.k, self.v, lists, concatenate(self._prefix_keys(), coarse)
-        )
+        return block_sparse_attention(self.q, self.k, self.v, lists, *self._prefix_keys(), *coarse)
 
     def finish(self, mixed: jax.Array) -> jax.Array:
         """All tokens' mixed values [B, N, H, D], from those of the grid in the cells' order."""
-        return prepend_prefix(self.cells.join(mixed), *self.everything)
+        return prepend_prefix(join(mixed, self.cells), *self.everything)
 
-    def _prefix_keys(self) -> CoarseKeys | None:
+    def _prefix_keys(self) -> tuple[CoarseKeys, ...]:
         _, k, v = self.everything
         return prefix_keys(k, v, k.shape[1] - math.prod(self.cells.grid))
 
 
-def prefix_keys(k: jax.Array, v: jax.Array, count: int) -> CoarseKeys | None:
-    """Keys and values of the first `count` tokens, each counting as the one token that it is."""
+def prefix_keys(k: jax.Array, v: jax.Array, count: int) -> tuple[CoarseKeys, ...]:
+    """The first `count` tokens as a set of keys, each counting as one; or no set."""
     if count == 0:
-        return None
+        return ()
     k, v = (x[:, :count].swapaxes(1, 2)[:, :, None] for x in (k, v))
-    return CoarseKeys(k, v, jnp.zeros((1, 1, 1, count), jnp.float32))
+    return (CoarseKeys(k, v, jnp.zeros((1, 1, 1, count), jnp.float32)),)
 
 
 def prepend_prefix(mixed: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -83,6 +80,7 @@ def in_cells(
     v: jax.Array,
     grid: tuple[int, ...],
     *sides: tuple[int, ...],
+    means: bool = False,
 ) -> Tokens:
     """Tokens [B, N, H, D] whose last are those of the grid, cut into cells of such sides.
 
@@ -92,8 +90,14 @@ def in_cells(
     if q.shape[1] < math.prod(grid):
         raise InputError(f"{q.shape[1]} tokens do not fill a grid of {grid}")
     cells, first = Cells(tuple(grid), sides), q.shape[1] - math.prod(grid)
-    split = (cells.split(x[:, first:]) for x in (q, k, v))
-    return Tokens(cells, (q, k, v), *split)
+    parts = (split(x[:, first:], cells, means) for x in (q, k, v))
+    tokens, *levels = zip(*parts, strict=True)
+    return Tokens(cells, (q, k, v), *tokens, levels)
+
+
+def log_counts(filled: np.ndarray) -> np.ndarray:
+    """Logarithms of the cells' tokens, -inf where there is none, float32."""
+    return np.log(filled, out=np.full(len(filled), -np.inf, np.float32), where=filled > 0)
 
 
 def listed(visible: np.ndarray, block: int) -> KeyLists:

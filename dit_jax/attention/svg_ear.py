@@ -10,7 +10,7 @@ import numpy as np
 from dit_jax.attention.mixer import TokenMixer
 from dit_jax.attention.sparse import prefix_keys, prepend_prefix
 from dit_jax.errors import InputError
-from dit_jax.kernels.block_sparse import CoarseKeys, KeyLists, block_sparse_attention, concatenate
+from dit_jax.kernels.block_sparse import CoarseKeys, KeyLists, block_sparse_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,9 @@ class SVGEAR(TokenMixer):
         budget = max(1, int(self.density * columns.fill.shape[-1]))
         exact = most_wrong(queries, keys, values, rows, columns, budget)
         split = rows.split(queries), columns.split(keys), columns.split(values)
-        coarse = concatenate(prefix_keys(k, v, first), _means(keys, values, rows, columns, exact))
-        mixed, _ = block_sparse_attention(*split, self._lists(rows, columns, exact, budget), coarse)
+        coarse = *prefix_keys(k, v, first), _means(keys, values, rows, columns, exact)
+        lists = self._lists(rows, columns, exact, budget)
+        mixed, _ = block_sparse_attention(*split, lists, *coarse)
         return prepend_prefix(rows.join(mixed).swapaxes(1, 2), q, k, v)
 
     def _lists(

@@ -12,7 +12,6 @@ from dit_jax.kernels.block_sparse import (
     CoarseKeys,
     KeyLists,
     block_sparse_attention,
-    concatenate,
     gather,
     reference,
     tpu,
@@ -65,13 +64,13 @@ def with_regions():
         regions=jnp.asarray(regions, jnp.int32),
         region_blocks=16,
     )
-    return (*random_tokens(rng, lists, keys=1024, batch=1, heads=2), lists, None)
+    return (*random_tokens(rng, lists, keys=1024, batch=1, heads=2), lists, ())
 
 
-def problem(lists=None, coarse=None, seed=0):
+def problem(lists=None, *coarse, seed=0):
     rng = np.random.default_rng(seed)
     lists = random_lists(rng, **(lists or {}))
-    coarse = coarse and random_coarse(rng, **coarse)
+    coarse = tuple(random_coarse(rng, **sizes) for sizes in coarse)
     return (*random_tokens(rng, lists), lists, coarse)
 
 
@@ -80,10 +79,16 @@ PROBLEMS = {
     "lists for all heads": problem({"batched": False}),
     "masks": problem({"masks": 3}),
     "static masks": problem({"batched": False, "masks": 3}),
-    "coarse keys for all": problem(coarse={"groups": 1, "weights": 1}),
-    "coarse keys, own weights": problem(coarse={"groups": 1, "weights": 4, "shared": False}),
+    "coarse keys for all": problem({}, {"groups": 1, "weights": 1}),
+    "coarse keys, own weights": problem({}, {"groups": 1, "weights": 4, "shared": False}),
     "coarse keys by group": problem({"masks": 2}, {"groups": 2, "weights": 4}),
-    "coarse keys, weights for some blocks": problem(coarse={"groups": 1, "weights": 2}),
+    "coarse keys, weights for some blocks": problem({}, {"groups": 1, "weights": 2}),
+    "several sets of coarse keys": problem(
+        {},
+        {"groups": 1, "weights": 1, "keys": 2},
+        {"groups": 2, "weights": 4, "keys": 3},
+        {"groups": 4, "weights": 4, "keys": 1, "shared": False},
+    ),
     "empty lists": problem({"least": 0}, {"groups": 1, "weights": 1}),
     "regions": with_regions(),
 }
@@ -93,11 +98,11 @@ def gradients(forward, q, k, v, lists, coarse, backward=None):
     """Results, and gradients of their products with cotangents, of all that has one."""
     rng = np.random.default_rng(9)
     dout, dlse = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (q.shape, q.shape[:3]))
-    keys = () if coarse is None else (coarse.k, coarse.v)
+    pairs = [(c.k, c.v) for c in coarse]
 
-    def function(q, k, v, *keys):
-        own = CoarseKeys(*keys, coarse.log_weight) if keys else None
-        return forward(q, k, v, lists, own)
+    def function(q, k, v, pairs):
+        own = (CoarseKeys(*pair, c.log_weight) for pair, c in zip(pairs, coarse, strict=True))
+        return forward(q, k, v, lists, tuple(own))
 
     @jax.jit
     def run(*args):
@@ -107,7 +112,7 @@ def gradients(forward, q, k, v, lists, coarse, backward=None):
         results = function(*args)
         return *results, *backward(*args[:3], lists, coarse, *results, dout, dlse)
 
-    return run(q, k, v, *keys)
+    return jax.tree.leaves(run(q, k, v, pairs))
 
 
 def assert_close(found, expected):
@@ -122,7 +127,10 @@ def by_definition(name):
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_gathers_follow_the_definition(name):
-    assert_close(gradients(block_sparse_attention, *PROBLEMS[name]), by_definition(name))
+    def forward(q, k, v, lists, coarse):
+        return block_sparse_attention(q, k, v, lists, *coarse)
+
+    assert_close(gradients(forward, *PROBLEMS[name]), by_definition(name))
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -155,7 +163,7 @@ def test_any_lists(query_blocks, key_blocks, longest, masks, seed):
     lists = random_lists(rng, longest=min(longest, key_blocks), **shape)
     tokens = random_tokens(rng, lists, keys=key_blocks * KEY_BLOCK)
     found = block_sparse_attention(*tokens, lists)
-    assert_close(found, reference.forward(*tokens, lists, None))
+    assert_close(found, reference.forward(*tokens, lists, ()))
 
 
 def test_coarse_keys_count_as_the_tokens_that_they_stand_for():
@@ -169,29 +177,6 @@ def test_coarse_keys_count_as_the_tokens_that_they_stand_for():
     weight = jnp.full((1, 1, 1, 3), np.log(16), jnp.float32)
     coarse = CoarseKeys(k[:, :, None, ::16], v[:, :, None, ::16], weight)
     assert_close(block_sparse_attention(q, k, v, none, coarse), expected)
-
-
-def test_coarse_keys_join():
-    rng = np.random.default_rng(0)
-    sets = [
-        random_coarse(rng, 1, 1, keys=2),
-        None,
-        random_coarse(rng, 2, 4, keys=3),
-        random_coarse(rng, 2, 2, keys=1, shared=False),
-    ]
-    joined = concatenate(*sets)
-    assert joined.k.shape == (BATCH, HEADS, 2, 6, WIDTH)
-    assert joined.log_weight.shape == (BATCH, HEADS, 4, 6)
-    for group in range(4):
-        expected = [
-            c.log_weight[:, :, group * c.log_weight.shape[2] // 4] + jnp.zeros((BATCH, HEADS, 1))
-            for c in sets
-            if c is not None
-        ]
-        np.testing.assert_array_equal(joined.log_weight[:, :, group], jnp.concatenate(expected, -1))
-        expected = [c.k[:, :, group // 2 * c.k.shape[2] // 2] for c in sets if c is not None]
-        np.testing.assert_array_equal(joined.k[:, :, group // 2], jnp.concatenate(expected, 2))
-    assert concatenate(None) is None
 
 
 def test_lists_that_do_not_fit_are_refused():
@@ -212,7 +197,7 @@ def test_lists_that_do_not_fit_are_refused():
 
 
 def lowered(platform):
-    q, k, v, lists, coarse = with_regions()
+    q, k, v, lists, _ = with_regions()
     coarse = CoarseKeys(k[:, :, None, :128], v[:, :, None, :128], jnp.zeros((1, 1, 1, 128)))
 
     @jax.jit

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from dit_jax.kernels.block_sparse import gather, tpu
-from dit_jax.kernels.block_sparse.operands import CoarseKeys, KeyLists, concatenate
+from dit_jax.kernels.block_sparse.operands import CoarseKeys, KeyLists
 from dit_jax.parallel.sharding import current_layout, may_have_kernels
 
-__all__ = ["CoarseKeys", "KeyLists", "block_sparse_attention", "concatenate"]
+__all__ = ["CoarseKeys", "KeyLists", "block_sparse_attention"]
 
 
 def block_sparse_attention(
@@ -22,7 +22,7 @@ def block_sparse_attention(
     k: jax.Array,
     v: jax.Array,
     lists: KeyLists,
-    coarse: CoarseKeys | None = None,
+    *coarse: CoarseKeys,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention of queries over the keys that their block lists, and over coarse keys.
 
@@ -34,7 +34,7 @@ def block_sparse_attention(
       k: keys [B, H, M, D], M a multiple of the key block.
       v: values, likewise.
       lists: key blocks of each query block.
-      coarse: further keys with weights, seen by groups of queries.
+      *coarse: further keys with weights, seen by groups of queries.
 
     Returns:
       The mixed values [B, H, N, D] in the dtype of `v`, and the log-sum-exp of each query's logits
@@ -45,8 +45,8 @@ def block_sparse_attention(
       InputError: the lists or coarse keys do not fit the queries and keys.
     """
     lists.check(q.shape[2], k.shape[2])
-    if coarse is not None:
-        coarse.check(lists.indices.shape[-2])
+    for keys in coarse:
+        keys.check(lists.indices.shape[-2])
     operands = q, k, v, lists, coarse
     layout = current_layout()
     if layout is None:
@@ -62,16 +62,15 @@ def block_sparse_attention(
     )(*operands)
 
 
-def _specs(lists: KeyLists, coarse: CoarseKeys | None, per_head: PartitionSpec) -> tuple:
+def _specs(lists: KeyLists, coarse: tuple[CoarseKeys, ...], per_head: PartitionSpec) -> tuple:
     """How lists and coarse keys are divided: those of each head, but not what serves all."""
     own = per_head if lists.indices.ndim == 4 else PartitionSpec()
     lists = jax.tree.map(lambda _: own, lists)
     if lists.masks is not None:
         lists = dataclasses.replace(lists, masks=PartitionSpec())
-    if coarse is None:
-        return lists, None
-    shared = coarse.log_weight.shape[:2] == (1, 1)
-    return lists, CoarseKeys(per_head, per_head, PartitionSpec() if shared else per_head)
+    weights = [c.log_weight.shape[:2] for c in coarse]
+    weights = [PartitionSpec() if shape == (1, 1) else per_head for shape in weights]
+    return lists, tuple(CoarseKeys(per_head, per_head, weight) for weight in weights)
 
 
 @jax.custom_vjp
@@ -97,24 +96,18 @@ def _backward(saved, cotangents):
     q, k, v, lists, coarse, *results = saved
 
     def by_gathers(q, k, v, lists, coarse, out, lse, dout, dlse):
-        differentiable = q, k, v, *(() if coarse is None else (coarse.k, coarse.v))
+        def function(q, k, v, pairs):
+            own = [CoarseKeys(*pair, c.log_weight) for pair, c in zip(pairs, coarse, strict=True)]
+            return gather.forward(q, k, v, lists, tuple(own))
 
-        def function(q, k, v, *keys):
-            own = None if coarse is None else CoarseKeys(*keys, coarse.log_weight)
-            return gather.forward(q, k, v, lists, own)
-
-        return jax.vjp(function, *differentiable)[1]((dout, dlse))
+        return jax.vjp(function, q, k, v, [(c.k, c.v) for c in coarse])[1]((dout, dlse))
 
     operands = q, k, v, lists, coarse, *results, *cotangents
     kernels = {"tpu": tpu.backward} if _offered(q, k, lists) else {}
-    dq, dk, dv, *dcoarse = jax.lax.platform_dependent(*operands, **kernels, default=by_gathers)
-    return (
-        dq,
-        dk,
-        dv,
-        None,
-        CoarseKeys(*dcoarse, jnp.zeros_like(coarse.log_weight)) if dcoarse else None,
-    )
+    dq, dk, dv, pairs = jax.lax.platform_dependent(*operands, **kernels, default=by_gathers)
+    weights = [jnp.zeros_like(c.log_weight) for c in coarse]
+    dcoarse = tuple(CoarseKeys(*pair, w) for pair, w in zip(pairs, weights, strict=True))
+    return dq, dk, dv, None, dcoarse
 
 
 _attention.defvjp(_forward, _backward)

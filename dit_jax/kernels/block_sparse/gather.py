@@ -1,5 +1,7 @@
 """Block-sparse attention by gathers of key blocks, in plain XLA: for a CPU and whatever else."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -11,7 +13,7 @@ _ELEMENTS = 1 << 24
 
 
 def forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, lists: KeyLists, coarse: CoarseKeys | None
+    q: jax.Array, k: jax.Array, v: jax.Array, lists: KeyLists, coarse: tuple[CoarseKeys, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """Attention [B, H, N, D] and its log-sum-exp [B, H, N], some query blocks at a time."""
     batch, heads, queries, _ = q.shape
@@ -19,34 +21,34 @@ def forward(
     chunks = _chunks(q, lists, coarse)
 
     def split(x: jax.Array, axis: int) -> jax.Array:
-        """Chunks of an axis, as a new axis 0; what serves all queries serves each chunk."""
-        if x.shape[axis] == 1:
-            return jnp.broadcast_to(x, (chunks, *x.shape))
+        """Chunks of an axis, as a new axis 0."""
         x = x.reshape(*x.shape[:axis], chunks, -1, *x.shape[axis + 1 :])
         return jnp.moveaxis(x, axis, 0)
 
     @jax.checkpoint
     def chunk(scanned: tuple) -> tuple[jax.Array, jax.Array]:
-        return _chunk(*scanned, keys, values, lists)
+        q, entries, own = scanned
+        # What serves all queries is not cut up.
+        seen = jax.tree.map(lambda x, part: x if part is None else part, coarse, own)
+        return _chunk(q, entries, seen, keys, values, lists)
 
     entries = lists.indices, lists.listed(), lists.mask_ids
     entries = jax.tree.map(lambda x: split(x, x.ndim - 2), entries)
-    coarse = jax.tree.map(lambda x: split(x, 2), coarse)
-    out, lse = jax.lax.map(chunk, (split(q, 2), entries, coarse))
+    own = jax.tree.map(lambda x: split(x, 2) if x.shape[2] > 1 else None, coarse)
+    out, lse = jax.lax.map(chunk, (split(q, 2), entries, own))
     out, lse = jnp.moveaxis(out, 0, 2), jnp.moveaxis(lse, 0, 2)
     return out.reshape(*q.shape[:3], -1).astype(v.dtype), lse.reshape(q.shape[:3])
 
 
-def _chunks(q: jax.Array, lists: KeyLists, coarse: CoarseKeys | None) -> int:
+def _chunks(q: jax.Array, lists: KeyLists, coarse: tuple[CoarseKeys, ...]) -> int:
     """In how many parts the queries are taken, to bound what is in memory at once.
 
     Parts are whole groups, so that each reads its coarse keys once.
     """
     units, listed = lists.indices.shape[-2:]
     keys = listed * lists.key_block * (1 + 2 * q.shape[3] // lists.query_block)
-    if coarse is not None:
-        keys += coarse.k.shape[3]
-        units = next((n for n in (coarse.k.shape[2], coarse.log_weight.shape[2]) if n > 1), units)
+    groups = [x.shape[2] for c in coarse for x in (c.k, c.log_weight) if x.shape[2] > 1]
+    keys, units = keys + sum(c.k.shape[3] for c in coarse), math.gcd(units, *groups)
     wanted = min(units, -(-q.shape[0] * q.shape[1] * q.shape[2] * keys // _ELEMENTS))
     return next(n for n in range(wanted, units + 1) if units % n == 0)
 
@@ -55,36 +57,33 @@ def _chunk(q, entries, coarse, keys, values, lists) -> tuple[jax.Array, jax.Arra
     """Attention of the queries [B, H, n, D] of some blocks."""
     indices, listed, mask_ids = entries
     batch, heads, rows, width = q.shape
-    scale, size = width**-0.5, lists.query_block
-    queries = q.reshape(batch, heads, -1, size, width)
+    scale = width**-0.5
+    queries = q.reshape(batch, heads, -1, lists.query_block, width)
     k, v = _blocks(keys, indices), _blocks(values, indices)
-    logits = scale * jnp.einsum(
-        "bhnqd,bhnkd->bhnqk", queries, k, preferred_element_type=jnp.float32
-    )
-    logits = jnp.where(_seen(listed, mask_ids, lists), logits, MASKED)
-    if coarse is not None:
-        grouped = q.reshape(batch, heads, coarse.k.shape[2], -1, width)
-        more = jnp.einsum(
-            "bhgqd,bhgcd->bhgqc", grouped, coarse.k, preferred_element_type=jnp.float32
-        )
-        more = (scale * more).reshape(batch, heads, rows, -1)
-        weight = jnp.maximum(coarse.log_weight, MASKED)
+    logits = jnp.where(_seen(listed, mask_ids, lists), scale * _products(queries, k), MASKED)
+    logits = [logits.reshape(batch, heads, rows, -1)]
+    for c in coarse:
+        found = scale * _products(_grouped(q, c.k), c.k)
+        weight = jnp.maximum(c.log_weight, MASKED)
         weight = jnp.repeat(weight, rows // weight.shape[2], axis=2)
-        more = (more + weight).reshape(*queries.shape[:-1], -1)
-        logits = jnp.concatenate([logits, more], axis=-1)
-    lse = jax.nn.logsumexp(logits, axis=-1)
-    weights = jnp.exp(logits - lse[..., None]).astype(v.dtype)
-    fine = k.shape[3]
-    out = jnp.einsum(
-        "bhnqk,bhnkd->bhnqd", weights[..., :fine], v, preferred_element_type=jnp.float32
-    ).reshape(batch, heads, rows, -1)
-    if coarse is not None:
-        weights = weights[..., fine:].reshape(*grouped.shape[:-1], -1)
-        more = jnp.einsum(
-            "bhgqc,bhgcd->bhgqd", weights, coarse.v, preferred_element_type=jnp.float32
-        )
-        out = out + more.reshape(out.shape)
-    return out, lse.reshape(batch, heads, rows)
+        logits.append(found.reshape(batch, heads, rows, -1) + weight)
+    lse = jax.nn.logsumexp(jnp.concatenate(logits, axis=-1), axis=-1)
+    mixed = 0.0
+    for part, found in zip(logits, (v, *(c.v for c in coarse)), strict=True):
+        weights = jnp.exp(part - lse[..., None]).astype(v.dtype)
+        products = _products(_grouped(weights, found), found.swapaxes(-1, -2))
+        mixed += products.reshape(q.shape)
+    return mixed, lse
+
+
+def _grouped(x: jax.Array, groups: jax.Array) -> jax.Array:
+    """Rows [B, H, n, .] in as many groups as `groups` [B, H, G, ...] has: [B, H, G, n / G, .]."""
+    return x.reshape(*x.shape[:2], groups.shape[2], -1, x.shape[-1])
+
+
+def _products(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Products of the rows [..., n, D] and [..., m, D] of each group, [..., n, m] float32."""
+    return jnp.einsum("...nd,...md->...nm", x, y, preferred_element_type=jnp.float32)
 
 
 def _blocks(x: jax.Array, indices: jax.Array) -> jax.Array:

@@ -93,24 +93,3 @@ class CoarseKeys:
                 f"coarse keys {self.k.shape}, values {self.v.shape} and weights "
                 f"{self.log_weight.shape} are not of the same keys"
             )
-
-
-def concatenate(*coarse: CoarseKeys | None) -> CoarseKeys | None:
-    """Several sets of coarse keys as one; sets shared among all queries are repeated as needed."""
-    found = [c for c in coarse if c is not None]
-    if not found:
-        return None
-    batch, heads = found[0].k.shape[:2]
-    groups = max(c.k.shape[2] for c in found)
-    fine = max(groups, *(c.log_weight.shape[2] for c in found))
-
-    def repeat(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        x = jnp.broadcast_to(x, (*shape[:2], *x.shape[2:]))
-        return jnp.repeat(x, shape[2] // x.shape[2], axis=2)
-
-    keys, values, weights = [], [], []
-    for c in found:
-        keys.append(repeat(c.k, (batch, heads, groups)))
-        values.append(repeat(c.v, (batch, heads, groups)))
-        weights.append(repeat(c.log_weight, (batch, heads, fine)))
-    return CoarseKeys(*(jnp.concatenate(parts, axis=3) for parts in (keys, values, weights)))

@@ -7,7 +7,7 @@ from dit_jax.kernels.block_sparse.operands import MASKED, CoarseKeys, KeyLists
 
 
 def forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, lists: KeyLists, coarse: CoarseKeys | None
+    q: jax.Array, k: jax.Array, v: jax.Array, lists: KeyLists, coarse: tuple[CoarseKeys, ...]
 ) -> tuple[jax.Array, jax.Array]:
     """Attention [B, H, N, D] and its log-sum-exp [B, H, N]."""
     batch, heads, queries, width = q.shape
@@ -15,9 +15,9 @@ def forward(
     seen = jnp.broadcast_to(_dense_mask(lists, k.shape[2]), logits.shape)
     logits, values = jnp.where(seen, logits * width**-0.5, MASKED), v[:, :, None]
     values = jnp.broadcast_to(values, (batch, heads, queries, *v.shape[2:]))
-    if coarse is not None:
-        keys, extra = (jnp.repeat(x, queries // x.shape[2], 2) for x in (coarse.k, coarse.v))
-        weight = jnp.maximum(coarse.log_weight, MASKED)
+    for c in coarse:
+        keys, extra = (jnp.repeat(x, queries // x.shape[2], 2) for x in (c.k, c.v))
+        weight = jnp.maximum(c.log_weight, MASKED)
         weight = jnp.repeat(weight, queries // weight.shape[2], 2)
         more = jnp.einsum("bhqd,bhqcd->bhqc", q, keys, preferred_element_type=jnp.float32)
         logits = jnp.concatenate([logits, more * width**-0.5 + weight], axis=-1)

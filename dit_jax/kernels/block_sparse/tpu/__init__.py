@@ -15,9 +15,8 @@ from dit_jax.kernels.block_sparse.tpu.query_gradient import query_gradient
 # of the patterns of masks; and of the lists in SMEM, which has 1 MiB.
 _RESIDENT, _MASKS, _LISTS = 32 << 20, 8 << 20, 900 << 10
 
-
 # Rows of a block are whole tiles of memory, also in bfloat16.
-_ROWS = 16
+_SUBLANES = 16
 
 
 def takes(q: jax.Array, k: jax.Array, lists: KeyLists) -> bool:
@@ -28,7 +27,7 @@ def takes(q: jax.Array, k: jax.Array, lists: KeyLists) -> bool:
     that are not whole regions.
     """
     tokens, lanes = max(q.shape[2], k.shape[2]), -(-q.shape[3] // 128) * 128
-    whole = lists.query_block % _ROWS == 0 and lists.key_block % _ROWS == 0
+    whole = lists.query_block % _SUBLANES == 0 and lists.key_block % _SUBLANES == 0
     if not whole or (lists.regions is not None and lists.masks is not None):
         return False
     plan = jax.eval_shape(make_plan, lists)
@@ -45,12 +44,12 @@ def forward(
     k: jax.Array,
     v: jax.Array,
     lists: KeyLists,
-    coarse: CoarseKeys | None,
+    coarse: tuple[CoarseKeys, ...],
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention [B, H, N, D] and its log-sum-exp [B, H, N]."""
     flat = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
-    out, lse = attend(*flat, make_plan(lists), flatten_coarse(coarse), interpret)
+    out, lse = attend(*flat, make_plan(lists), [flatten_coarse(c) for c in coarse], interpret)
     return out.reshape(q.shape), lse.reshape(q.shape[:3])
 
 
@@ -59,24 +58,25 @@ def backward(
     k: jax.Array,
     v: jax.Array,
     lists: KeyLists,
-    coarse: CoarseKeys | None,
+    coarse: tuple[CoarseKeys, ...],
     out: jax.Array,
     lse: jax.Array,
     dout: jax.Array,
     dlse: jax.Array,
     interpret: Any = False,
-) -> tuple[jax.Array, ...]:
-    """Gradients of q, k and v, and of the coarse keys and values where there are any."""
+) -> tuple[jax.Array, jax.Array, jax.Array, list]:
+    """Gradients of q, k and v, and pairs of those of each set of coarse keys and values."""
     products = dout.astype(jnp.float32) * out.astype(jnp.float32)
     delta = products.sum(-1) - dlse
     q, k, v, dout = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v, dout))
     lse, delta = (x.reshape(len(q), -1) for x in (lse, delta))
-    plan, flat = make_plan(lists), flatten_coarse(coarse)
-    dq, *dcoarse = query_gradient(q, k, v, plan, flat, dout, lse, delta, interpret)
+    plan, flat = make_plan(lists), [flatten_coarse(c) for c in coarse]
+    dq, *found = query_gradient(q, k, v, plan, flat, dout, lse, delta, interpret)
     dk, dv = key_gradient(q, k, v, plan, dout, lse, delta, interpret)
     lead = out.shape[:2]
-    gradients = tuple(x.reshape(*lead, *x.shape[1:]) for x in (dq, dk, dv))
-    if coarse is None:
-        return gradients
-    keys = coarse.k.shape[3]
-    return *gradients, *(x[:, :, :keys].astype(v.dtype).reshape(coarse.k.shape) for x in dcoarse)
+    dq, dk, dv = (x.reshape(*lead, *x.shape[1:]) for x in (dq, dk, dv))
+    pairs = [
+        tuple(x[:, :, : c.k.shape[3]].astype(v.dtype).reshape(c.k.shape) for x in pair)
+        for c, pair in zip(coarse, zip(found[::2], found[1::2], strict=True), strict=True)
+    ]
+    return dq, dk, dv, pairs

@@ -21,7 +21,7 @@ from dit_jax.kernels.block_sparse.tpu.tiles import (
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan, coarse: tuple, interpret: Any
+    q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan, coarse: list, interpret: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Attention [BH, N, D] and log-sum-exp [BH, N] of queries, keys and values [BH, ., D]."""
     layout = Layout(q, k, plan, coarse)
@@ -50,7 +50,7 @@ def _kernel(*refs: Any, layout: Layout) -> None:
     queries = [q_ref[0, layout.block(i)] for i in blocks]
     states = [_start(queries[i], operands, i, layout) for i in blocks]
 
-    def tile(number: jax.Array, states: list) -> list:
+    def tile(number: jax.Array | int, states: list) -> list:
         new = []
         for i in blocks:
             keys, values = key_tile(operands, i, number, layout, k_ref, v_ref)
@@ -58,7 +58,7 @@ def _kernel(*refs: Any, layout: Layout) -> None:
             new.append(_update(states[i], logits, values))
         return new
 
-    states = jax.lax.fori_loop(0, layout.tiles(operands), tile, states)
+    states = layout.walk(operands, tile, states)
     for i in blocks:
         _, total, mixed = states[i]
         out_ref[0, layout.block(i)] = (mixed / total).astype(out_ref.dtype)
@@ -75,7 +75,9 @@ def _start(q: jax.Array, operands: Any, i: int, layout: Layout) -> tuple:
     )
     if not layout.coarse:
         return empty
-    return _update(empty, coarse_logits(q, operands, i, layout), operands.coarse_v[0, 0])
+    logits = [coarse_logits(q, keys, i, layout) for keys in operands.coarse]
+    values = [keys.v[0, 0] for keys in operands.coarse]
+    return _update(empty, jnp.concatenate(logits, axis=1), jnp.concatenate(values))
 
 
 def _update(state: tuple, logits: jax.Array, values: jax.Array) -> tuple:

@@ -27,6 +27,7 @@ class Plan:
         and C columns of equal size.
       query_block: rows of a query block.
       key_block: rows of a key block.
+      full: whether all lists are whole tiles: nothing of one is beyond its end.
     """
 
     entries: jax.Array
@@ -35,6 +36,7 @@ class Plan:
     allowed: jax.Array | None
     query_block: int = dataclasses.field(metadata={"static": True})
     key_block: int = dataclasses.field(metadata={"static": True})
+    full: bool = dataclasses.field(metadata={"static": True})
 
     @property
     def listed(self) -> int:
@@ -71,13 +73,12 @@ def make_plan(lists: KeyLists) -> Plan:
         allowed=None if allowed is None else _pad(allowed, surplus, 2),
         query_block=query_block,
         key_block=key_block,
+        full=lists.regions is not None and surplus == 0,
     )
 
 
-def flatten_coarse(coarse: CoarseKeys | None) -> tuple[Any, ...]:
+def flatten_coarse(coarse: CoarseKeys) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Coarse keys, values [BH, G, C', D] and weights [BH or 1, G', C'], C' a multiple of 128."""
-    if coarse is None:
-        return ()
     surplus = -coarse.k.shape[3] % 128
     k, v = (_pad(_flat(x, 3), surplus, 2) for x in (coarse.k, coarse.v))
     weight = jnp.maximum(coarse.log_weight.astype(jnp.float32), MASKED)

@@ -10,6 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from dit_jax.kernels.block_sparse.tpu.plan import Plan
 from dit_jax.kernels.block_sparse.tpu.tiles import (
+    CoarseRefs,
     Layout,
     as_column,
     coarse_logits,
@@ -24,20 +25,20 @@ def query_gradient(
     k: jax.Array,
     v: jax.Array,
     plan: Plan,
-    coarse: tuple,
+    coarse: list,
     dout: jax.Array,
     lse: jax.Array,
     delta: jax.Array,
     interpret: Any,
 ) -> tuple[jax.Array, ...]:
-    """Gradients of `q` [BH, N, D] and, in float32, of coarse keys and values [BH, G, C, D].
+    """Gradients of `q` [BH, N, D] and, in float32, of each set's coarse keys, values [BH, G, C, D].
 
     Args:
       q: queries [BH, N, D].
       k: keys [BH, M, D].
       v: values [BH, M, D].
       plan: layout of the lists.
-      coarse: coarse keys, values and weights, or nothing.
+      coarse: sets of coarse keys, values and weights.
       dout: cotangent of the attention, [BH, N, D].
       lse: log-sum-exp of the logits, [BH, N].
       delta: what the softmax takes from its cotangent, [BH, N].
@@ -46,9 +47,9 @@ def query_gradient(
     layout = Layout(q, k, plan, coarse)
     specs = [layout.rows(q.shape[-1])]
     shapes = [jax.ShapeDtypeStruct(q.shape, q.dtype)]
-    for x in coarse[:2]:
-        specs.append(layout.groups(x))
-        shapes.append(jax.ShapeDtypeStruct(x.shape, jnp.float32))
+    for k_coarse, *_ in coarse:
+        specs += [layout.groups(k_coarse)] * 2
+        shapes += [jax.ShapeDtypeStruct(k_coarse.shape, jnp.float32)] * 2
     lse, delta = (x.reshape(layout.statistic_shape) for x in (lse, delta))
     return pl.pallas_call(
         functools.partial(_kernel, layout=layout),
@@ -80,7 +81,7 @@ def _kernel(*refs: Any, layout: Layout) -> None:
         for rows in (layout.block(i) for i in blocks)
     ]
 
-    def tile(number: jax.Array, gradients: list) -> list:
+    def tile(number: jax.Array | int, gradients: list) -> list:
         new = []
         for i in blocks:
             keys, values = key_tile(operands, i, number, layout, k_ref, v_ref)
@@ -90,34 +91,34 @@ def _kernel(*refs: Any, layout: Layout) -> None:
         return new
 
     zero = jnp.zeros((layout.plan.query_block, layout.width), jnp.float32)
-    gradients = [
-        _coarse_gradient(queries[i], operands, i, layout, coarse_refs) if layout.coarse else zero
-        for i in blocks
-    ]
-    gradients = jax.lax.fori_loop(0, layout.tiles(operands), tile, gradients)
+    gradients = [zero for _ in blocks]
+    for number, keys in enumerate(operands.coarse):
+        refs = coarse_refs[2 * number : 2 * number + 2]
+
+        @pl.when(layout.starts_group(number))
+        def _(refs=refs):
+            # Steps of one group come one after another, and keep its sums in VMEM.
+            for ref in refs:
+                ref[...] = jnp.zeros_like(ref)
+
+        for i in blocks:
+            gradients[i] += _coarse_gradient(queries[i], keys, i, layout, *refs)
+    gradients = layout.walk(operands, tile, gradients)
     for i in blocks:
         dq_ref[0, layout.block(i)] = (gradients[i] * layout.scale).astype(dq_ref.dtype)
 
 
 def _coarse_gradient(
-    query: tuple, operands: Any, i: int, layout: Layout, coarse_refs: list
+    query: tuple, coarse: CoarseRefs, i: int, layout: Layout, dk_ref: Any, dv_ref: Any
 ) -> jax.Array:
     """The coarse keys' part of the query gradient; adds to the gradients of coarse keys, values."""
     q, dout, lse, delta = query
-    dk_ref, dv_ref = coarse_refs
-    keys, values = operands.coarse_k[0, 0], operands.coarse_v[0, 0]
-    logits = coarse_logits(q, operands, i, layout)
+    keys, values = coarse.k[0, 0], coarse.v[0, 0]
+    logits = coarse_logits(q, coarse, i, layout)
     weights, dlogits = _softmax_gradient(logits, values, dout, lse, delta)
     dlogits = dlogits.astype(keys.dtype)
     dk = matmul(dlogits, q, ((0,), (0,))) * layout.scale
     dv = matmul(weights.astype(values.dtype), dout, ((0,), (0,)))
-    if i == 0:  # Steps of one group come one after another, and keep its sums in VMEM.
-
-        @pl.when(layout.starts_group())
-        def _():
-            dk_ref[...] = jnp.zeros_like(dk_ref)
-            dv_ref[...] = jnp.zeros_like(dv_ref)
-
     dk_ref[0, 0] += dk
     dv_ref[0, 0] += dv
     return matmul(dlogits, keys, ((1,), (0,)))

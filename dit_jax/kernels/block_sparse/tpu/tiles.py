@@ -2,18 +2,21 @@
 
 import dataclasses
 import functools
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dit_jax.kernels.block_sparse.operands import MASKED
 from dit_jax.kernels.block_sparse.tpu.plan import Plan, additive
 
-# Query rows of a step: several small blocks are interleaved, to hide each other's latency.
-_ROWS = 128
+# Query rows of a step, at most: several small blocks are interleaved, to hide each other's latency.
+_STEP_ROWS, _INTERLEAVED = 256, 8
 
 
 def matmul(x: jax.Array, y: jax.Array, contract: tuple) -> jax.Array:
@@ -21,23 +24,29 @@ def matmul(x: jax.Array, y: jax.Array, contract: tuple) -> jax.Array:
     return jax.lax.dot_general(x, y, (contract, ((), ())), preferred_element_type=jnp.float32)
 
 
+class CoarseRefs(NamedTuple):
+    """References of a step's group of coarse keys, their values and weights."""
+
+    k: Any
+    v: Any
+    log_weight: Any
+
+
 @dataclasses.dataclass
 class Operands:
     """References of a kernel besides queries, keys and values; None where there is none."""
 
+    coarse: list[CoarseRefs]
     entries: Any
     mask_ids: Any = None
     masks: Any = None
     allowed: Any = None
-    coarse_k: Any = None
-    coarse_v: Any = None
-    log_weight: Any = None
 
 
 class Layout:
     """The grid (samples and heads, steps of query blocks), and what of each operand a step sees."""
 
-    def __init__(self, q: jax.Array, k: jax.Array, plan: Plan, coarse: tuple):
+    def __init__(self, q: jax.Array, k: jax.Array, plan: Plan, coarse: list):
         self.plan, self.coarse = plan, coarse
         self.batch, self.queries, self.width = q.shape
         self.keys, self.scale = k.shape[1], q.shape[2] ** -0.5
@@ -47,12 +56,14 @@ class Layout:
         self.grid = (self.batch, self.queries // self.step_rows)
         self.statistic_shape = (*self.grid, 1, self.step_rows)
         arrays = self._arrays()
-        self.names, self.operands = tuple(arrays), tuple(arrays.values())
+        self.names = tuple(arrays)
+        self.operands = (*arrays.values(), *(x for keys in coarse for x in self._coarse(*keys)))
 
     def _blocks_per_step(self) -> int:
         """Query blocks that are interleaved, of one group of those that share coarse keys."""
-        blocks = self.plan.entries.shape[1] // (self.coarse[0].shape[1] if self.coarse else 1)
-        wanted = max(1, _ROWS // self.plan.query_block)
+        blocks = self.plan.entries.shape[1]
+        blocks = math.gcd(blocks, *(blocks // k.shape[1] for k, *_ in self.coarse))
+        wanted = max(1, min(_STEP_ROWS // self.plan.query_block, _INTERLEAVED))
         return max(n for n in range(1, wanted + 1) if blocks % n == 0)
 
     def _arrays(self) -> dict[str, jax.Array]:
@@ -62,30 +73,36 @@ class Layout:
         if plan.masks is not None:
             ids = plan.mask_ids.reshape(-1, steps, self.blocks, plan.listed)
             arrays |= {"mask_ids": ids, "masks": plan.masks}
-        if plan.allowed is not None:  # [G, NQ, R, K' key_block]: columns spread over their keys.
-            columns = plan.key_block // plan.allowed.shape[-1]
-            allowed = jnp.repeat(jnp.moveaxis(plan.allowed, 3, 2), columns, axis=-1)
-            arrays["allowed"] = additive(allowed.reshape(*allowed.shape[:3], -1)).reshape(
-                -1, steps, self.blocks, allowed.shape[2], plan.listed * plan.key_block
+        if plan.allowed is not None:
+            allowed = additive(jnp.moveaxis(plan.allowed, 3, 2))
+            allowed = allowed.reshape(
+                -1, steps, self.blocks, allowed.shape[2], math.prod(allowed.shape[3:])
             )
-        if self.coarse:
-            k, v, weight = self.coarse
-            blocks = self.plan.entries.shape[1]
-            if 1 < weight.shape[1] < blocks:  # Some of a step's blocks share a row.
-                weight = jnp.repeat(weight, blocks // weight.shape[1], axis=1)
-            rows = max(1, weight.shape[1] // steps)
-            weight = weight.reshape(len(weight), -1, rows, weight.shape[-1])
-            arrays |= {"coarse_k": k, "coarse_v": v, "log_weight": weight}
+            # Columns spread over their keys, by a product: repeating them in lanes is slow.
+            keys = plan.listed * plan.key_block // allowed.shape[-1]
+            spread = np.kron(np.eye(allowed.shape[-1]), np.ones(keys)).astype(allowed.dtype)
+            arrays["allowed"] = allowed @ spread
         return arrays
+
+    def _coarse(self, k: jax.Array, v: jax.Array, weight: jax.Array) -> CoarseRefs:
+        """A set of coarse keys, with a row of weights for each block of a step, or for all."""
+        blocks, steps = self.plan.entries.shape[1], self.grid[1]
+        if 1 < weight.shape[1] < blocks:  # Some of a step's blocks share a row.
+            weight = jnp.repeat(weight, blocks // weight.shape[1], axis=1)
+        rows = max(1, weight.shape[1] // steps)
+        return CoarseRefs(k, v, weight.reshape(len(weight), -1, rows, weight.shape[-1]))
 
     def unpack(self, refs: tuple) -> tuple[Operands, tuple]:
         """The operands' references by name, and the rest."""
-        count = len(self.names)
-        return Operands(**dict(zip(self.names, refs[:count], strict=True))), refs[count:]
+        named, count = len(self.names), len(self.operands)
+        coarse = [CoarseRefs(*refs[i : i + 3]) for i in range(named, count, 3)]
+        found = dict(zip(self.names, refs[:named], strict=True))
+        return Operands(coarse=coarse, **found), refs[count:]
 
     def specs(self, rows: tuple, whole: tuple) -> list[pl.BlockSpec]:
         """Blocks of the operands, of arrays [BH, N, D] by the step, and of whole [BH, M, D]."""
-        found = [self._spec(name, x) for name, x in zip(self.names, self.operands, strict=True)]
+        names = (*self.names, *["coarse"] * 3 * len(self.coarse))
+        found = [self._spec(name, x) for name, x in zip(names, self.operands, strict=True)]
         found += [self.rows(x.shape[-1]) for x in rows]
         found += [
             # Read once a head, so there is nothing to be read ahead.
@@ -118,19 +135,24 @@ class Layout:
         """Coarse keys or values of a step's group, of an array [BH, G, C, D]."""
         return self._spec("coarse", x)
 
-    def starts_group(self) -> jax.Array:
-        """Whether this step is the first of those that share coarse keys."""
-        steps = self.grid[1] // self.coarse[0].shape[1]
+    def starts_group(self, number: int) -> jax.Array:
+        """Whether this step is the first of those that share a group of a set of coarse keys."""
+        steps = self.grid[1] // self.coarse[number][0].shape[1]
         return jax.lax.rem(pl.program_id(1), steps) == 0
 
     def block(self, i: int) -> slice:
         """Rows of the step's query block i."""
         return slice(i * self.plan.query_block, (i + 1) * self.plan.query_block)
 
-    def tiles(self, operands: Operands) -> jax.Array:
-        """Tiles of the step's longest list."""
+    def walk(self, operands: Operands, tile: Callable, states: list) -> list:
+        """Folds `tile(number, states)` over the tiles of the step's longest list."""
+        if self.plan.full:  # Unrolled: a tile's products overlap the softmax of the one before.
+            for number in range(self.plan.listed // self.plan.keys_per_tile):
+                states = tile(number, states)
+            return states
         counts = [operands.entries[0, 0, i, 0] for i in range(self.blocks)]
-        return ceil_div(functools.reduce(jnp.maximum, counts), self.plan.keys_per_tile)
+        tiles = ceil_div(functools.reduce(jnp.maximum, counts), self.plan.keys_per_tile)
+        return jax.lax.fori_loop(0, tiles, tile, states)
 
     @property
     def vmem(self) -> int:
@@ -141,7 +163,7 @@ class Layout:
     def cost(self, products: int) -> pl.CostEstimate:
         """Costs of so many products of queries and listed keys."""
         listed = self.plan.listed * self.plan.key_block
-        listed += self.coarse[0].shape[2] if self.coarse else 0
+        listed += sum(k.shape[2] for k, *_ in self.coarse)
         pairs = self.batch * self.queries * listed
         moved = self.batch * (2 * self.queries + 2 * self.keys) * self.width * self.itemsize
         return pl.CostEstimate(
@@ -149,7 +171,9 @@ class Layout:
         )
 
 
-def key_tile(operands: Operands, i: int, number: jax.Array, layout: Layout, *refs: Any) -> list:
+def key_tile(
+    operands: Operands, i: int, number: jax.Array | int, layout: Layout, *refs: Any
+) -> list:
     """The key blocks of a tile of query block i's list, joined, from each of `refs`."""
     plan = layout.plan
     first = 1 + number * plan.keys_per_tile
@@ -163,28 +187,37 @@ def key_tile(operands: Operands, i: int, number: jax.Array, layout: Layout, *ref
 
 
 def tile_logits(
-    q: jax.Array, keys: jax.Array, operands: Operands, i: int, number: jax.Array, layout: Layout
+    q: jax.Array,
+    keys: jax.Array,
+    operands: Operands,
+    i: int,
+    number: jax.Array | int,
+    layout: Layout,
 ) -> jax.Array:
     """Masked logits of query block i and a tile of its list, float32."""
     plan, per = layout.plan, layout.plan.keys_per_tile
     logits = matmul(q, keys, ((1,), (1,))) * layout.scale
-    entry = jax.lax.broadcasted_iota(jnp.int32, (1, len(keys)), 1)
-    entry = jax.lax.div(entry, plan.key_block)
-    listed = entry + number * per < operands.entries[0, 0, i, 0]
-    logits = jnp.where(listed, logits, MASKED)
+    if not plan.full:
+        entry = jax.lax.broadcasted_iota(jnp.int32, (1, len(keys)), 1)
+        entry = jax.lax.div(entry, plan.key_block)
+        listed = entry + number * per < operands.entries[0, 0, i, 0]
+        logits = jnp.where(listed, logits, MASKED)
     if operands.masks is not None:
         ids = [operands.mask_ids[0, 0, i, number * per + j] for j in range(per)]
         logits += jnp.concatenate([operands.masks[n] for n in ids], axis=1).astype(jnp.float32)
     if operands.allowed is not None:
-        columns = pl.ds(pl.multiple_of(number * len(keys), 128), len(keys))
+        first = number * len(keys)
+        if not plan.full:
+            first = pl.multiple_of(first, 128)
+        columns = pl.ds(first, len(keys))
         logits = add_rows(logits, operands.allowed[0, 0, i, :, columns].astype(jnp.float32))
     return logits
 
 
-def coarse_logits(q: jax.Array, operands: Operands, i: int, layout: Layout) -> jax.Array:
-    """Weighted logits of query block i and its coarse keys, float32."""
-    logits = matmul(q, operands.coarse_k[0, 0], ((1,), (1,))) * layout.scale
-    weight = operands.log_weight[0, 0]
+def coarse_logits(q: jax.Array, coarse: CoarseRefs, i: int, layout: Layout) -> jax.Array:
+    """Weighted logits of query block i and a set of its coarse keys, float32."""
+    logits = matmul(q, coarse.k[0, 0], ((1,), (1,))) * layout.scale
+    weight = coarse.log_weight[0, 0]
     if (rows := len(weight)) >= layout.blocks:
         weight = weight[i * rows // layout.blocks : (i + 1) * rows // layout.blocks]
     return add_rows(logits, weight)

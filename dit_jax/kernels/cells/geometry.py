@@ -1,11 +1,10 @@
-"""Tokens of a grid in cells: an order in which neighbours lie together."""
+"""A grid cut into cells, and the order of its tokens in which those of a cell lie together."""
 
 import dataclasses
 import functools
 import math
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.errors import InputError
@@ -13,7 +12,7 @@ from dit_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """A grid cut into equal cells, and those again; cells at its end are filled up with nothing.
+    """A grid cut into equal cells, and those again; cells at its ends are filled up with nothing.
 
     Tokens of a cell lie together, those of its smaller cells too, each row-major. (Blocks of a
     Z-order are such cells: within them the order makes no difference to an attention.)
@@ -21,10 +20,12 @@ class Cells:
     Attributes:
       grid: tokens on each axis.
       sides: shapes of the cells, larger before smaller; each divides the one before.
+      lead: what the first cells lack on each axis, in tokens; nothing, if it is not given.
     """
 
     grid: tuple[int, ...]
     sides: tuple[tuple[int, ...], ...]
+    lead: tuple[int, ...] = ()
 
     def __post_init__(self):
         outer = self.sides[0]
@@ -36,9 +37,16 @@ class Cells:
             outer = side
 
     @property
+    def spans(self) -> tuple[slice, ...]:
+        """Where the grid lies on each axis of what is filled up."""
+        lead = self.lead or (0,) * len(self.grid)
+        return tuple(slice(start, start + n) for start, n in zip(lead, self.grid, strict=True))
+
+    @property
     def padded(self) -> tuple[int, ...]:
         """The grid, filled up to whole cells."""
-        return tuple(-(-n // s) * s for n, s in zip(self.grid, self.sides[0], strict=True))
+        spans = zip(self.spans, self.sides[0], strict=True)
+        return tuple(-(-span.stop // side) * side for span, side in spans)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -48,46 +56,35 @@ class Cells:
     @functools.cached_property
     def valid(self) -> np.ndarray:
         """Which tokens of the cells' order are the grid's, [N'] bool."""
-        inside = [np.arange(p) < n for p, n in zip(self.padded, self.grid, strict=True)]
-        return self._order(functools.reduce(np.logical_and.outer, inside)).reshape(-1)
+        spans = zip(self.spans, self.padded, strict=True)
+        inside = [(np.arange(p) >= span.start) & (np.arange(p) < span.stop) for span, p in spans]
+        return self.reorder(functools.reduce(np.logical_and.outer, inside)).reshape(-1)
 
     @functools.cached_property
     def coordinates(self) -> np.ndarray:
         """Place of each token of the cells' order in the padded grid, [N', axes] int."""
         places = np.stack(np.meshgrid(*map(np.arange, self.padded), indexing="ij"))
-        return np.stack([self._order(axis).reshape(-1) for axis in places], axis=-1)
+        return np.stack([self.reorder(axis).reshape(-1) for axis in places], axis=-1)
 
     def filled(self, level: int = -1) -> np.ndarray:
         """Tokens that each cell of a level holds, int."""
         return self.valid.reshape(-1, math.prod(self.sides[level])).sum(1)
 
-    def split(self, x: jax.Array) -> jax.Array:
-        """Tokens of the grid [B, N, H, D] in the cells' order, heads first: [B, H, N', D]."""
-        batch, _, heads, width = x.shape
-        x = x.reshape(batch, *self.grid, heads, width)
-        surplus = [(0, p - n) for p, n in zip(self.padded, self.grid, strict=True)]
-        x = jnp.pad(x, [(0, 0), *surplus, (0, 0), (0, 0)])
-        axes = range(1, len(self.grid) + 1)
-        x = jnp.moveaxis(x, -2, 1)
-        return self._order(x, tuple(axis + 1 for axis in axes)).reshape(batch, heads, -1, width)
-
-    def join(self, x: jax.Array) -> jax.Array:
-        """Back from [B, H, N', D] to tokens of the grid [B, N, H, D]."""
-        batch, heads, _, width = x.shape
-        split, order = self._factors(), self._permutation()
-        x = x.reshape(batch, heads, *(split[i] for i in order), width)
-        back = np.argsort(order)
-        x = x.transpose(0, 1, *(back + 2), x.ndim - 1).reshape(batch, heads, *self.padded, width)
-        x = x[:, :, *(slice(n) for n in self.grid)]
-        return jnp.moveaxis(x, 1, -2).reshape(batch, -1, heads, width)
-
-    def _order(self, x, axes: tuple[int, ...] | None = None):
-        """Splits and permutes the grid's axes of an array, which lie together."""
-        first = axes[0] if axes else 0
+    def reorder(self, x: Any, first: int = 0) -> Any:
+        """Splits and permutes the axes of the padded grid, which begin at `first`."""
         lead, rest = x.shape[:first], x.shape[first + len(self.grid) :]
         x = x.reshape(*lead, *self._factors(), *rest)
         middle = [first + i for i in self._permutation()]
         return x.transpose(*range(first), *middle, *range(first + len(middle), x.ndim))
+
+    def restore(self, x: Any, first: int = 0) -> Any:
+        """Makes axis `first`, tokens in the cells' order, the axes of the padded grid again."""
+        lead, rest = x.shape[:first], x.shape[first + 1 :]
+        factors, order = self._factors(), self._permutation()
+        x = x.reshape(*lead, *(factors[i] for i in order), *rest)
+        middle = [first + int(i) for i in np.argsort(order)]
+        x = x.transpose(*range(first), *middle, *range(first + len(middle), x.ndim))
+        return x.reshape(*lead, *self.padded, *rest)
 
     def _factors(self) -> list[int]:
         """Each axis as (cells, smaller cells in a cell, ..., tokens in the smallest)."""
@@ -103,20 +100,3 @@ class Cells:
         """Factors of all axes by level, the largest cells first."""
         levels = len(self.sides) + 1
         return [axis * levels + level for level in range(levels) for axis in range(len(self.grid))]
-
-
-def cell_means(x: jax.Array, filled: np.ndarray) -> jax.Array:
-    """Means of cells' tokens [B, H, N', D], zero where there is none: [B, H, cells, D].
-
-    Args:
-      x: tokens in the cells' order, zero where the grid has none.
-      filled: tokens that each cell holds.
-    """
-    parts = x.reshape(*x.shape[:2], len(filled), -1, x.shape[-1])
-    sums = parts.astype(jnp.float32).sum(3)
-    return (sums / np.maximum(filled, 1)[:, None]).astype(x.dtype)
-
-
-def log_counts(filled: np.ndarray) -> np.ndarray:
-    """Logarithms of the cells' tokens, -inf where there is none, float32."""
-    return np.log(filled, out=np.full(len(filled), -np.inf, np.float32), where=filled > 0)
