@@ -13,7 +13,7 @@ from dit_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """A grid cut into equal cells, and those again; cells at its end are filled up with nothing.
+    """A grid cut into equal cells, and those again; cells at its ends are filled up with nothing.
 
     Tokens of a cell lie together, those of its smaller cells too, each row-major. (Blocks of a
     Z-order are such cells: within them the order makes no difference to an attention.)
@@ -21,10 +21,12 @@ class Cells:
     Attributes:
       grid: tokens on each axis.
       sides: shapes of the cells, larger before smaller; each divides the one before.
+      lead: what the first cells lack on each axis, in tokens; nothing, if it is not given.
     """
 
     grid: tuple[int, ...]
     sides: tuple[tuple[int, ...], ...]
+    lead: tuple[int, ...] = ()
 
     def __post_init__(self):
         outer = self.sides[0]
@@ -38,7 +40,8 @@ class Cells:
     @property
     def padded(self) -> tuple[int, ...]:
         """The grid, filled up to whole cells."""
-        return tuple(-(-n // s) * s for n, s in zip(self.grid, self.sides[0], strict=True))
+        spans = zip(self._spans(), self.sides[0], strict=True)
+        return tuple(-(-span.stop // side) * side for span, side in spans)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -48,7 +51,8 @@ class Cells:
     @functools.cached_property
     def valid(self) -> np.ndarray:
         """Which tokens of the cells' order are the grid's, [N'] bool."""
-        inside = [np.arange(p) < n for p, n in zip(self.padded, self.grid, strict=True)]
+        spans = zip(self._spans(), self.padded, strict=True)
+        inside = [(np.arange(p) >= span.start) & (np.arange(p) < span.stop) for span, p in spans]
         return self._order(functools.reduce(np.logical_and.outer, inside)).reshape(-1)
 
     @functools.cached_property
@@ -65,7 +69,8 @@ class Cells:
         """Tokens of the grid [B, N, H, D] in the cells' order, heads first: [B, H, N', D]."""
         batch, _, heads, width = x.shape
         x = x.reshape(batch, *self.grid, heads, width)
-        surplus = [(0, p - n) for p, n in zip(self.padded, self.grid, strict=True)]
+        spans = zip(self._spans(), self.padded, strict=True)
+        surplus = [(span.start, p - span.stop) for span, p in spans]
         x = jnp.pad(x, [(0, 0), *surplus, (0, 0), (0, 0)])
         axes = range(1, len(self.grid) + 1)
         x = jnp.moveaxis(x, -2, 1)
@@ -78,8 +83,13 @@ class Cells:
         x = x.reshape(batch, heads, *(split[i] for i in order), width)
         back = np.argsort(order)
         x = x.transpose(0, 1, *(back + 2), x.ndim - 1).reshape(batch, heads, *self.padded, width)
-        x = x[:, :, *(slice(n) for n in self.grid)]
+        x = x[:, :, *self._spans()]
         return jnp.moveaxis(x, 1, -2).reshape(batch, -1, heads, width)
+
+    def _spans(self) -> list[slice]:
+        """Where the grid lies on each axis of what is filled up."""
+        lead = self.lead or (0,) * len(self.grid)
+        return [slice(start, start + n) for start, n in zip(lead, self.grid, strict=True)]
 
     def _order(self, x, axes: tuple[int, ...] | None = None):
         """Splits and permutes the grid's axes of an array, which lie together."""

@@ -83,15 +83,18 @@ def in_cells(
     v: jax.Array,
     grid: tuple[int, ...],
     *sides: tuple[int, ...],
+    lead: tuple[int, ...] = (),
 ) -> Tokens:
     """Tokens [B, N, H, D] whose last are those of the grid, cut into cells of such sides.
+
+    The first cells lack `lead` tokens on each axis.
 
     Raises:
       InputError: there are fewer tokens than the grid has, or the sides do not fit it.
     """
     if q.shape[1] < math.prod(grid):
         raise InputError(f"{q.shape[1]} tokens do not fill a grid of {grid}")
-    cells, first = Cells(tuple(grid), sides), q.shape[1] - math.prod(grid)
+    cells, first = Cells(tuple(grid), sides, lead), q.shape[1] - math.prod(grid)
     split = (cells.split(x[:, first:]) for x in (q, k, v))
     return Tokens(cells, (q, k, v), *split)
 
