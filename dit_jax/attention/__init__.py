@@ -13,6 +13,7 @@ from dit_jax.attention.per_layer import PerLayer
 from dit_jax.attention.pisa import PISA
 from dit_jax.attention.svg_ear import SVGEAR
 from dit_jax.attention.tile_window import TileWindow
+from dit_jax.attention.windows import Windows
 
 __all__ = [
     "CLEAR",
@@ -28,4 +29,5 @@ __all__ = [
     "PooledCLEAR",
     "TileWindow",
     "TokenMixer",
+    "Windows",
 ]

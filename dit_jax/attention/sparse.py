@@ -80,16 +80,19 @@ def in_cells(
     v: jax.Array,
     grid: tuple[int, ...],
     *sides: tuple[int, ...],
+    lead: tuple[int, ...] = (),
     means: bool = False,
 ) -> Tokens:
     """Tokens [B, N, H, D] whose last are those of the grid, cut into cells of such sides.
+
+    The first cells lack `lead` tokens on each axis.
 
     Raises:
       InputError: there are fewer tokens than the grid has, or the sides do not fit it.
     """
     if q.shape[1] < math.prod(grid):
         raise InputError(f"{q.shape[1]} tokens do not fill a grid of {grid}")
-    cells, first = Cells(tuple(grid), sides), q.shape[1] - math.prod(grid)
+    cells, first = Cells(tuple(grid), sides, lead), q.shape[1] - math.prod(grid)
     parts = (split(x[:, first:], cells, means) for x in (q, k, v))
     tokens, *levels = zip(*parts, strict=True)
     return Tokens(cells, (q, k, v), *tokens, levels)

@@ -1,4 +1,4 @@
-"""Multi-head self-attention: the projections around a token mixer."""
+"""Multi-head attention: the projections around a token mixer, or around two kinds of tokens."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from dit_jax.attention import Full, TokenMixer
+from dit_jax.kernels.softmax_attention import softmax_attention
 from dit_jax.layers.linear import Init, linear
 from dit_jax.layers.rope import AxialRope
 
@@ -47,4 +48,32 @@ class SelfAttention(nn.Module):
         if self.rope is not None:
             q, k = self.rope(q, grid), self.rope(k, grid)
         mixed = self.mixer(q, k, v, grid)
+        return linear(width, mixed, "out", axis=(-2, -1), init=self.initial)
+
+
+class CrossAttention(nn.Module):
+    """Tokens read from other tokens, which should be few: all weights lie in memory.
+
+    Attributes:
+      heads: number of heads; must divide the width.
+      qk_norm: norm of queries and keys, a head at a time.
+      initial: initialisation of the last projection.
+    """
+
+    heads: int
+    qk_norm: nn.Module | None = None
+    initial: Init = "xavier"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, source: jax.Array) -> jax.Array:
+        """Maps tokens [B, N, D], which ask, and `source` [B, M, D], to tokens [B, N, D]."""
+        width = x.shape[-1]
+        shape = (self.heads, width // self.heads)
+        q = linear(shape, x, "q")
+        kv = linear((2, *shape), source, "kv")
+        k, v = kv[:, :, 0], kv[:, :, 1]
+        if self.qk_norm is not None:
+            q = self.qk_norm.clone(parent=self, name="q_norm")(q)
+            k = self.qk_norm.clone(parent=self, name="k_norm")(k)
+        mixed = softmax_attention(q, k, v, "xla")
         return linear(width, mixed, "out", axis=(-2, -1), init=self.initial)

@@ -127,21 +127,25 @@ class DiT(nn.Module):
             aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
         return tokens, aux
 
-    def block(self) -> Block | BlockGroup:
+    def block(self) -> nn.Module:
         """Returns what is stacked, which takes one layer of `params["blocks"]["layers"]`.
 
         (Of the first layers, where mechanisms of attention differ.)
         """
         if isinstance(self.ffn, Alternate):
-            return BlockGroup(tuple(self._block(ffn) for ffn in self.ffn.mixers), parent=None)
-        return self._block(self.ffn)
+            return BlockGroup(tuple(self.block_with(ffn) for ffn in self.ffn.mixers), parent=None)
+        return self.block_with(self.ffn)
 
     @property
     def period(self) -> int:
         """Number of blocks after which the kinds of channel mixers repeat."""
         return len(self.ffn.mixers) if isinstance(self.ffn, Alternate) else 1
 
-    def _block(self, ffn: nn.Module) -> Block:
+    def block_with(self, ffn: nn.Module) -> nn.Module:
+        """Returns a block, (tokens, context) -> (tokens, aux), with this channel mixer.
+
+        What a kind of DiT that has other blocks overrides.
+        """
         qk_norm = self.qk_norm and self.qk_norm.clone(parent=None, name=None)
         mixer = unbound(layer_ranges(self.attention, self.depth)[0][0])
         attention = SelfAttention(self.heads, mixer, qk_norm, self.rope, parent=None)

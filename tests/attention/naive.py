@@ -473,21 +473,79 @@ def svg_ear(q, k, v, query_clusters, key_clusters, selection, *, xp=np):
     return weighted_attention(q, keys, values, weight, xp=xp)
 
 
-# PT-DiT -------------------------------------------------------------------------------------------
+# Windows, and PT-DiT ------------------------------------------------------------------------------
 
 
-def proxy_attention(q, k, v, grid, window, *, xp=np):
-    """Proxy attention of PT-DiT (arXiv 2409.04005): keys and values are means over windows.
+def window_mask(grid, window, shifted=False):
+    """Which grid keys a grid query sees within windows (arXiv 2103.14030), bool [tokens, tokens].
 
-    Every grid query attends to the mean key and mean value of each window, with weight 1 whatever
-    the window's number of tokens, and to the prefix.
+    Both are in one window on every axis. Windows of w tokens begin at 0, w, 2 w, ...; shifted ones
+    at s, s + w, ... with s = floor(w / 2), and the s tokens before are a window too.
     """
+    p, sides = coordinates(grid), np.array(per_axis(window, grid))
+    index = (p - sides // 2) // sides if shifted else p // sides
+    return (index[:, None] == index[None]).all(-1)
+
+
+def windows(q, k, v, grid, window, shifted=False, *, xp=np):
+    """Window attention (arXiv 2103.14030): attention under ``window_mask``."""
     q, k, v = inputs(xp, q, k, v)
     prefix = prefix_length(q.shape[1], grid)
-    windows = math.prod(cell_counts(grid, window))
-    member = membership(cell_ids(grid, window), windows)
-    tokens = member.shape[-1]
-    weight = np.concatenate([np.zeros((tokens, tokens)), np.ones((tokens, windows))], axis=1)
-    keys = xp.concatenate([k, group_means(k[:, prefix:], member, xp)], axis=1)
-    values = xp.concatenate([v, group_means(v[:, prefix:], member, xp)], axis=1)
-    return weighted_attention(q, keys, values, with_prefix(weight, prefix, windows), xp=xp)
+    weight = with_prefix(window_mask(grid, window, shifted), prefix)
+    return weighted_attention(q, k, v, weight, xp=xp)
+
+
+def proxy_tokens(x, grid, window, token="mean", *, xp=np):
+    """A token of each window, [B, P, D], windows row-major: their mean or their first (2409.04005).
+
+    ``x`` is [B, prod(grid), D].
+    """
+    ids = cell_ids(grid, window)
+    count = math.prod(cell_counts(grid, window))
+    if token == "mean":
+        return group_means(x[:, :, None], membership(ids, count), xp)[:, :, 0]
+    return x[:, [np.flatnonzero(ids == i)[0] for i in range(count)]]
+
+
+def projected_attention(x, source, parameters, mask, *, xp=np):
+    """Attention of tokens x [B, N, D] to ``source`` [B, M, D] with projections.
+
+    ``parameters`` is (wq, bq, wk, bk, wv, bv, wo, bo), the first six [D, H, Dh] and [H, Dh], the
+    last two [H, Dh, D] and [D]; ``mask`` is bool [N, M].
+    """
+    wq, bq, wk, bk, wv, bv, wo, bo = parameters
+    q = xp.einsum("bnd,dhe->bnhe", x, wq) + bq
+    k = xp.einsum("bnd,dhe->bnhe", source, wk) + bk
+    v = xp.einsum("bnd,dhe->bnhe", source, wv) + bv
+    mixed = weighted_attention(q, k, v, mask.astype(float), xp=xp)
+    return xp.einsum("bnhe,hed->bnd", mixed, wo) + bo
+
+
+def pt_dit_tokens(x, grid, vectors, parameters, proxy, window, token="mean", *, xp=np):
+    """What PT-DiT's block does to tokens before its channel mixer (arXiv 2409.04005).
+
+        p = proxies(x);  p = p + A(norm(p), norm(p));  x = x + A(norm(x), norm(p))
+        x = x + gate1 A(mod1(norm(x))) within windows
+        x = x + gate2 A(mod2(norm(x))) within shifted windows
+
+    ``vectors`` are (shift1, scale1, gate1, shift2, scale2, gate2), each [B, 1, D]; ``parameters``
+    those of ``projected_attention`` for the four attentions. norm is a layer norm without
+    parameters, eps 1e-6; mod(y) = y (1 + scale) + shift.
+    """
+
+    def norm(y):
+        y = y - y.mean(-1, keepdims=True)
+        return y / xp.sqrt((y**2).mean(-1, keepdims=True) + 1e-6)
+
+    among, cross, own, shifted = parameters
+    p = proxy_tokens(x, grid, proxy, token, xp=xp)
+    all_proxies = np.ones((p.shape[1], p.shape[1]))
+    p = p + projected_attention(norm(p), norm(p), among, all_proxies, xp=xp)
+    all_pairs = np.ones((x.shape[1], p.shape[1]))
+    x = x + projected_attention(norm(x), norm(p), cross, all_pairs, xp=xp)
+    for i, weights in enumerate((own, shifted)):
+        shift, scale, gate = vectors[3 * i : 3 * i + 3]
+        y = norm(x) * (1 + scale) + shift
+        mask = window_mask(grid, window, shifted=i == 1)
+        x = x + gate * projected_attention(y, y, weights, mask, xp=xp)
+    return x

@@ -58,7 +58,8 @@ def test_limits_are_full_attention(grid, prefix):
         "grat surround": naive.grat(q, k, v, grid, 10, "surround"),
         "grat, two cells": naive.grat(q, k, v, grid, 5, "surround"),
         "tile_window": naive.tile_window(q, k, v, grid, 3, 9),
-        "proxy": naive.proxy_attention(q, k, v, grid, 1),
+        "windows": naive.windows(q, k, v, grid, 10),
+        "windows, shifted": naive.windows(q, k, v, grid, 20, shifted=True),
     }
     for tile in (4, 3):
         selection = naive.pisa_selection(q, k, grid, 1.0, tile=tile)
@@ -85,7 +86,7 @@ def test_prefix_queries_are_dense_and_prefix_keys_seen(prefix):
         naive.grat(q, k, v, grid, 2, "cross"),
         naive.tile_window(q, k, v, grid, 2, 3),
         naive.svg_ear(q, k, v, ids, ids, np.zeros((2, 2, 5, 5), bool)),
-        naive.proxy_attention(q, k, v, grid, 3),
+        naive.windows(q, k, v, grid, 3, shifted=True),
     ]
     for out in outs:
         np.testing.assert_allclose(out[:, :prefix], full[:, :prefix], **CLOSE)
@@ -290,7 +291,7 @@ def test_pisa_approximates_better_than_it_drops():
     assert error["zeroth"] < 0.5 * error["drop"]
 
 
-# GRAT, tiles, proxies -----------------------------------------------------------------------------
+# GRAT, tiles, windows -----------------------------------------------------------------------------
 
 
 def test_grat_masks():
@@ -316,17 +317,28 @@ def test_tile_window_stays_full_at_the_border():
     np.testing.assert_array_equal(one, ids[:, None] == ids[None])
 
 
-def test_proxy_by_hand():
-    grid = (4, 5)
-    q, k, v = qkv(grid, 1, batch=1, heads=1)
-    q0, k0, v0 = q[0, :, 0], k[0, :, 0], v[0, :, 0]
+def test_window_masks():
+    one = naive.window_mask((5, 6), (2, 4))
+    np.testing.assert_array_equal(one, naive.tile_window_mask((5, 6), (2, 4), 1))
+    shifted = naive.window_mask((5, 6), (2, 4), shifted=True)
+    rows, columns = [0, 1, 1, 2, 2], [0, 0, 1, 1, 1, 1]  # windows of tokens 0, 1-2, 3-4; 0-1, 2-5
+    ids = (10 * np.array(rows)[:, None] + columns).ravel()
+    np.testing.assert_array_equal(shifted, ids[:, None] == ids)
+    np.testing.assert_array_equal(naive.window_mask((4,), 1, shifted=True), np.eye(4))
+    odd = naive.window_mask((7,), 3, shifted=True)[3]
+    np.testing.assert_array_equal(np.flatnonzero(odd), [1, 2, 3])
+
+
+def test_proxy_tokens_by_hand():
+    x = np.random.default_rng(0).normal(size=(2, 20, 3))
     windows = {}
     for t in range(20):
-        windows.setdefault((t // 5 // 2, t % 5 // 2), []).append(1 + t)
-    terms = [(1, k0[0], v0[0])]
-    terms += [(1, k0[t].mean(0), v0[t].mean(0)) for t in windows.values()]
-    out = naive.proxy_attention(q, k, v, grid, 2)[0, 9, 0]
-    np.testing.assert_allclose(out, by_hand(q0[9], terms, 0.5), **CLOSE)
+        windows.setdefault((t // 5 // 2, t % 5 // 2), []).append(t)
+    means = np.stack([x[:, t].mean(1) for t in windows.values()], axis=1)
+    np.testing.assert_allclose(naive.proxy_tokens(x, (4, 5), 2), means, **CLOSE)
+    first = np.stack([x[:, t[0]] for t in windows.values()], axis=1)
+    np.testing.assert_array_equal(naive.proxy_tokens(x, (4, 5), 2, "first"), first)
+    np.testing.assert_array_equal(naive.proxy_tokens(x, (4, 5), 1), x)
 
 
 # SVG-EAR ------------------------------------------------------------------------------------------
@@ -410,7 +422,7 @@ def mechanisms():
         "grat": lambda *x, xp: naive.grat(*x, GRID, 2, "cross", xp=xp),
         "tile_window": lambda *x, xp: naive.tile_window(*x, GRID, 2, 3, xp=xp),
         "svg_ear": lambda *x, xp: naive.svg_ear(*x, ids, ids, pairs, xp=xp),
-        "proxy": lambda *x, xp: naive.proxy_attention(*x, GRID, 2, xp=xp),
+        "windows": lambda *x, xp: naive.windows(*x, GRID, 4, shifted=True, xp=xp),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_jax.attention import CLEAR, GRAT, LLSA, PISA, Full, PooledCLEAR, TileWindow
+from dit_jax.attention import CLEAR, GRAT, LLSA, PISA, Full, PooledCLEAR, TileWindow, Windows
 from dit_jax.errors import InputError
 from dit_jax.flops import count_flops
 from dit_jax.models import DiT
@@ -34,6 +34,9 @@ REFERENCES = {
     ),
     TileWindow: lambda mixer, q, k, v, grid, xp: naive.tile_window(
         q, k, v, grid, mixer.tile, mixer.window, xp=xp
+    ),
+    Windows: lambda mixer, q, k, v, grid, xp: naive.windows(
+        q, k, v, grid, mixer.window, mixer.shifted, xp=xp
     ),
 }
 
@@ -63,6 +66,11 @@ CASES = {
     "grat, cross, frames": (GRAT((2, 2, 2), "cross"), (4, 5, 4), 1),
     "window": (TileWindow((2, 4), (3, 3)), (8, 16), 0),
     "window, ragged, prefix": (TileWindow((3, 3), (3, 1)), (10, 8), 4),
+    "windows alone": (Windows((4, 2)), (8, 12), 0),
+    "windows alone, ragged, prefix": (Windows((3, 4)), (7, 9), 2),
+    "shifted windows": (Windows((4, 2), shifted=True), (8, 12), 0),
+    "shifted windows, ragged, prefix": (Windows((3, 4), shifted=True), (7, 9), 3),
+    "shifted windows, frames": (Windows((1, 4, 4), shifted=True), (3, 4, 8), 1),
     "llsa, one level": (LLSA(1, top_k=3), (16, 12), 0),
     "llsa, one level, ragged, prefix": (LLSA(1, top_k=2), (10, 7), 3),
     "llsa, two levels": (LLSA(2, top_k=2), (48, 32), 0),
@@ -113,6 +121,7 @@ def test_it_is_the_formula_in_values_and_gradients(name):
             CLEAR(radius=2, tile=(4, 4)),
             GRAT((3, 2), "cross"),
             TileWindow((2, 3), (3, 1)),
+            Windows((2, 3), shifted=True),
             LLSA(1, top_k=2),
             LLSA(2, top_k=1),
             PISA(0.3, "first", tile=(3, 3)),
@@ -134,6 +143,8 @@ def test_any_shape(grid, prefix, batch, heads, mixer):
         GRAT((8, 9), "cross"),
         GRAT((4, 5), "surround"),
         TileWindow((4, 4), (5, 3)),
+        Windows((8, 9)),
+        Windows((16, 18), shifted=True),
         PISA(1.0, "zeroth", tile=(4, 4)),
         PISA(1.0, "first", tile=(4, 4)),
     ],
@@ -218,7 +229,7 @@ def test_pooled_keys_are_seen_besides_the_disc(grid, prefix):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("mixer", [CLEAR(4, tile=(8, 8)), TileWindow(), GRAT((8, 8))])
+@pytest.mark.parametrize("mixer", [CLEAR(4, tile=(8, 8)), TileWindow(), GRAT((8, 8)), Windows()])
 def test_local_attention_costs_in_proportion_to_the_tokens(mixer):
     def flops(side):
         x = jax.ShapeDtypeStruct((1, side * side, 1, 64), jnp.float32)
@@ -264,6 +275,8 @@ def test_bfloat16_is_near_to_float32(mixer):
         (CLEAR(tile=(4,)), (8, 8), "cells of"),
         (GRAT(pattern="star"), (8, 8), "star"),
         (TileWindow(window=(2, 3)), (8, 8), "odd"),
+        (Windows((8,)), (8, 8), "cells of"),
+        (Windows((0, 8), shifted=True), (8, 8), "cells of"),
         (PISA(density=0.0), (8, 8), "density"),
         (LLSA(levels=3), (8, 8), "levels"),
         (LLSA(), (2, 8, 8), "grid"),

@@ -13,8 +13,9 @@ from dit_jax.attention import CLEAR, GRAT, PISA, DyDiLA, Full, LinearAttention, 
 from dit_jax.layers.attention import SelfAttention
 from dit_jax.layers.mix_ffn import MixFFN
 from dit_jax.layers.mlp import Mlp
-from dit_jax.models import DDT, DiT
+from dit_jax.models import DDT, DiT, PTDiT
 from dit_jax.models.inputs import example_inputs
+from dit_jax.models.pt_dit import Proxies
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.parallel.sharding import Layout, use_layout
 
@@ -31,6 +32,7 @@ MODELS = {
     "pisa": small(PISA(0.5, tile=(4, 4)), Mlp(), patch=1),
     # Lists of 8 blocks with 4 entries, as there are 8 samples with 4 heads.
     "grat": small(GRAT((4, 2), "surround"), Mlp(), patch=1),
+    "pt_dit": PTDiT(1, 32, 2, 4, num_classes=10, window=(4, 4), remat="none"),
 }
 
 
@@ -93,6 +95,12 @@ def test_a_mixers_fields_are_options_of_the_command_line(mixer, option, value):
     model = tyro.cli(DiT, default=DiT(attention=mixer), args=args)
     assert type(model.attention) is type(mixer)
     assert getattr(model.attention, option) == value
+
+
+def test_proxies_are_options_of_the_command_line():
+    args = ["--proxies.window", "4", "4", "--proxies.token", "first", "--window", "4", "8"]
+    model = tyro.cli(PTDiT, default=PTDiT(), args=args)
+    assert model == PTDiT(proxies=Proxies((4, 4), "first"), window=(4, 8))
 
 
 def test_a_mixers_parameters_are_those_of_every_layer_of_a_stack():

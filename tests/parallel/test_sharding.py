@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dit_jax.errors import InputError
-from dit_jax.models import DiT, SwitchDiT
+from dit_jax.models import DiT, PTDiT, SwitchDiT
 from dit_jax.models.inputs import example_inputs
 from dit_jax.parallel import sharding
 from dit_jax.parallel.mesh import Parallel
@@ -195,10 +195,13 @@ def test_rules_name_mesh_axes():
 FAMILIES = ("DiT-S/8", "LightningDiT-B/1", "DDT-B/2", "DiT-MoE-XL/2-8E2A", "ProMoE-S")
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "SwitchDiT"])
+UNNAMED = {"PT-DiT": PTDiT(), "SwitchDiT": SwitchDiT()}
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *UNNAMED])
 def test_every_family_can_be_laid_out(name):
     """A parameter without a row would only be found when somebody trains that model."""
-    model = SwitchDiT() if name == "SwitchDiT" else find_preset(name).model
+    model = UNNAMED[name] if name in UNNAMED else find_preset(name).model
     abstract = jax.eval_shape(model.init, *example_inputs((32, 32, 4)))["params"]
     shardings = Layout(Parallel(fsdp=4, tensor=2).mesh()).parameters(abstract)
     divided = [s for s in jax.tree.leaves(shardings) if not s.is_fully_replicated]
