@@ -1,84 +1,177 @@
-"""Do the attention mechanisms compile for every TPU, forward and backward, and in what memory?
+"""What would the attention mechanisms cost on TPUs, against JAX's splash attention?
 
 Asks the TPU compiler itself, ahead of time: no TPU is needed, but its compiler is (`pip install
-libtpu`). Whole operators in bfloat16: routing, layout and kernels, one head of one sample.
+libtpu`). Forward and gradients in one program, in bfloat16, of two heads of one sample, from tokens
+[1, N, H * D] as projections write them: routing, layout and kernels. Says whether it compiles, in
+what memory, and its cycles by the compiler's schedule (tpu_schedule.py says what that is worth).
 
     python benchmarks/attention_tpu.py [--chips v5e v6e] [--mechanisms llsa] [--cases 65536:64 ...]
 
 Cases are tokens:width of a head, on square grids.
 """
 
+import functools
 import json
 import math
-import os
-import time
+import unittest.mock
 
 import report
+import tpu_schedule
 
-TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 CASES = ("256:72", "4096:128", "16384:64", "65536:64")
-# What the compiler looks for on a TPU's own machine.
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5p-8",
-}
+HEADS = 2
+# Bytes a second of a device's memory, and cycles a second, as published or derived from the
+# published FLOPs: for the share of the bandwidth that linear attention uses. (TPU7x's clock is not
+# known.)
+BANDWIDTH = {"v5e": 819e9, "v5p": 2765e9, "v6e": 1640e9}
+CLOCK = {"v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}
 
 
 def main() -> None:
-    """Compiles all cases and saves the table."""
+    """Compiles all cases, saves the results and prints tables."""
     parser = report.parser(__doc__)
-    parser.add_argument("--chips", nargs="+", choices=TOPOLOGIES, default=list(TOPOLOGIES))
+    parser.add_argument(
+        "--chips", nargs="+", choices=tpu_schedule.TOPOLOGIES, default=list(tpu_schedule.TOPOLOGIES)
+    )
     parser.add_argument("--mechanisms", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--cases", nargs="+", metavar="TOKENS:WIDTH", default=CASES)
     options = parser.parse_args()
-    os.environ |= ENVIRONMENT
-    from attention import mechanisms
+    compiler = tpu_schedule.Compiler()
+    try:
+        results = list(measured(compiler, options))
+    finally:
+        compiler.close()
+    report.save("attention_tpu", __doc__, results, options.out)
+    print(table(results))
 
-    results = []
+
+def measured(compiler: tpu_schedule.Compiler, options):
+    """One result a case, mechanism and chip."""
     for case in options.cases:
         tokens, width = (int(number) for number in case.split(":"))
-        side = math.isqrt(tokens)
-        for name, mixer in mechanisms(side).items():
-            if options.mechanisms and name.split()[0] not in options.mechanisms:
+        for name, mixer in mechanisms(tokens).items():
+            if options.mechanisms and name not in ("full", *options.mechanisms):
                 continue
+            turns = turns_of(mixer, math.isqrt(tokens), width)
             for chip in options.chips:
-                for gradient in (False, True):
-                    found = compiled(mixer, side, width, chip, gradient)
-                    row = {"mechanism": name, "case": case, "chip": chip, "gradient": gradient}
-                    results.append(row | found)
-                    print(json.dumps(results[-1]), flush=True)
-    report.save("attention_tpu", __doc__, results, options.out)
+                row = {"mechanism": name, "tokens": tokens, "width": width, "chip": chip}
+                row |= compiled(compiler, mixer, math.isqrt(tokens), width, chip, turns)
+                print(json.dumps(row), flush=True)
+                yield row
 
 
-def compiled(mixer, side: int, width: int, chip: str, gradient: bool) -> dict:
-    """Seconds of compilation, bytes of temporaries, and the kernels in the program."""
+def mechanisms(tokens: int) -> dict:
+    """Splash attention, with blocks of 1024; those of `attention.py`; kernels as they come."""
+    from attention import mechanisms as all_of
+
+    from dit_jax.attention import Full
+
+    side = math.isqrt(tokens)
+    small = {"window", "grat"}  # The kernel and lists of CLEAR, without masks.
+    return {
+        name.split()[0]: Full("splash") if name == "full" else mixer
+        for name, mixer in all_of(side).items()
+        if name not in small
+    }
+
+
+def compiled(compiler, mixer, side: int, width: int, chip: str, turns: dict[str, float]) -> dict:
+    """Whether it compiles; bytes of temporaries; cycles of kernels and of everything."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
-    from jax.experimental import topologies
 
-    def total(q, k, v):
-        return mixer(q, k, v, (side, side)).astype(jnp.float32).sum()
+    def operator(q, k, v):
+        heads = (x.reshape(1, side * side, HEADS, width) for x in (q, k, v))
+        return mixer(*heads, (side, side)).reshape(q.shape)
 
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices
-    mesh = jax.sharding.Mesh(np.array(devices[:1]), ("device",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    x = jax.ShapeDtypeStruct((1, side * side, 1, width), jnp.bfloat16, sharding=sharding)
-    function = jax.jit(jax.grad(total, (0, 1, 2)) if gradient else total)
-    begin = time.perf_counter()
+    def program(q, k, v, cotangent):
+        mixed, pull = jax.vjp(operator, q, k, v)
+        return mixed, *pull(cotangent)
+
+    x = jax.ShapeDtypeStruct((1, side * side, HEADS * width), jnp.bfloat16)
     try:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            lowered = function.trace(x, x, x).lower(lowering_platforms=("tpu",))
-            memory = lowered.compile().memory_analysis()
+        found = compiler.compile(program, chip, x, x, x, x)
     except Exception as error:  # The compiler's reason is the result.
         return {"failed": f"{type(error).__name__}: {error}"[:500]}
+    kernels = functools.partial(_turns, turns)
+    operations = compiler.operations(found, kernels)
+    row = {"temporary_mib": round(found.memory_analysis().temp_size_in_bytes / 2**20, 1)}
+    for direction, backward in (("forward", False), ("backward", True)):
+        of = [op for op in operations if op.backward == backward]
+        row[f"{direction}_kernels"] = round(sum(op.cycles for op in of if attends(op)))
+        row[f"{direction}_all"] = round(sum(op.cycles for op in of))
+    return row
+
+
+def attends(operation: tpu_schedule.Operation) -> bool:
+    """Whether it is a kernel of the attention itself, and not one that regroups tokens."""
+    return operation.kernel and "cells" not in operation.name
+
+
+def _turns(turns: dict[str, float], operation: str) -> float:
+    return next((n for name, n in turns.items() if name in operation), 1.0)
+
+
+def turns_of(mixer, side: int, width: int) -> dict[str, float]:
+    """How often the block-sparse kernels' inner loops run, on average, for random tokens."""
+    import jax
+    import jax.numpy as jnp
+
+    from dit_jax.kernels.block_sparse.tpu.key_gradient import KeySteps
+    from dit_jax.kernels.block_sparse.tpu.plan import flatten_coarse, make_plan
+    from dit_jax.kernels.block_sparse.tpu.tiles import QuerySteps
+
+    seen = []
+
+    def record(q, k, v, lists, *coarse):
+        seen.append((q, k, lists, coarse))
+        return jnp.zeros_like(q), jnp.zeros(q.shape[:3])
+
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, side * side, 1, width), jnp.bfloat16)
+    with unittest.mock.patch("dit_jax.attention.sparse.block_sparse_attention", record):
+        if hasattr(mixer, "implementation"):  # Full attention has no lists.
+            return {}
+        mixer(q, k, v, (side, side))
+    if not seen:
+        return {}
+    q, k, lists, coarse = seen[0]
+    q, k = (x.reshape(-1, *x.shape[2:]) for x in (q, k))
+    plan = make_plan(lists)
+    queries, keys = (
+        QuerySteps(q, k, plan, [flatten_coarse(c) for c in coarse]),
+        KeySteps(q, k, plan),
+    )
+    counts = plan.entries[0, :, 0].reshape(-1, queries.blocks).max(1)
+    lengths = jnp.diff(keys.operands["starts"][0, 0]).reshape(-1, keys.blocks).max(1)
+    tiles = float(jnp.ceil(counts / plan.keys_per_tile).mean())
     return {
-        "seconds": round(time.perf_counter() - begin, 1),
-        "temporary_mib": round(memory.temp_size_in_bytes / 2**20, 1),
-        "kernels": lowered.as_text().count("tpu_custom_call"),
+        "key_gradient": float(jnp.ceil(lengths / plan.queries_per_tile).mean()),
+        "block_sparse": tiles,
     }
+
+
+def table(results: list[dict]) -> str:
+    """Splash attention's cycles over each mechanism's: kernels, and the whole operator."""
+    of = {(r["mechanism"], r["tokens"], r["chip"]): r for r in results}
+    lines = [
+        "| mechanism | tokens | chip | kernels, forward | backward | all, forward | backward |"
+    ]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for (name, tokens, chip), row in of.items():
+        full = of.get(("full", tokens, chip), {})
+        if name == "full":
+            continue
+        cells = ["forward_kernels", "backward_kernels", "forward_all", "backward_all"]
+        ratios = [
+            f"{full[cell] / row[cell]:.1f}" if row.get(cell) and full.get(cell) else "-"
+            for cell in cells
+        ]
+        lines.append(f"| {name} | {tokens:,} | {chip} | {' | '.join(ratios)} |")
+        if name == "linear" and chip in CLOCK and "failed" not in row:
+            moved = 4 * HEADS * tokens * row["width"] * 2
+            share = moved / BANDWIDTH[chip] / (row["forward_kernels"] / CLOCK[chip])
+            lines[-1] += f" {min(1.0, share):.2f} of the bandwidth, forward |"
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from typing import Any
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 _PASS = "packed-bundles-post-ra"
+# Kernels whose operation in JAX is not in the program's text.
+_BACKWARD = re.compile(r"gradient|_dq_|_dkv_")
 # The compiler marks what it cannot estimate by numbers near 2^63.
 _SENTINEL = 1 << 40
 
@@ -40,7 +42,7 @@ class Operation:
     @property
     def backward(self) -> bool:
         """Whether it belongs to the backward pass."""
-        return "transpose(" in self.source
+        return "transpose(" in self.source or bool(_BACKWARD.search(self.name))
 
 
 class Compiler:
@@ -95,8 +97,7 @@ class Compiler:
             known to the compiler.
         """
         computations = _computations(compiled.as_text())
-        entry = next(name for name in computations if name.startswith("ENTRY"))
-        return list(self._walk(computations, entry, 1.0, turns))
+        return list(self._walk(computations, "ENTRY", 1.0, turns))
 
     def _walk(self, computations, name, times, turns):
         for line in computations[name]:
@@ -134,11 +135,9 @@ def _computations(text: str) -> dict[str, list[str]]:
     """Lines of each computation of a program's text."""
     found, current = {}, None
     for line in text.splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            words = line.split()
-            name = "ENTRY" if words[0] == "ENTRY" else words[0].lstrip("%")
-            current = found.setdefault(name, [])
-        elif line.startswith("}"):
+        if line.endswith("{") and line.startswith(("%", "ENTRY")):
+            current = found.setdefault(line.split()[0].lstrip("%"), [])
+        elif line == "}":
             current = None
         elif current is not None:
             current.append(line.strip())

@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from dit_jax.kernels.block_sparse.operands import MASKED
 from dit_jax.kernels.block_sparse.tpu.plan import Plan
 from dit_jax.kernels.block_sparse.tpu.tiles import (
-    Layout,
+    QuerySteps,
     as_row,
     coarse_logits,
     key_tile,
@@ -24,48 +24,48 @@ def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan, coarse: list, interpret: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Attention [BH, N, D] and log-sum-exp [BH, N] of queries, keys and values [BH, ., D]."""
-    layout = Layout(q, k, plan, coarse)
+    steps = QuerySteps(q, k, plan, coarse)
     out, lse = pl.pallas_call(
-        functools.partial(_kernel, layout=layout),
-        grid=layout.grid,
-        in_specs=layout.specs(rows=(q,), whole=(k, v)),
-        out_specs=(layout.rows(q.shape[-1]), layout.statistic()),
+        functools.partial(_kernel, steps=steps),
+        grid=steps.grid,
+        in_specs=steps.specs(rows=(q,), whole=(k, v)),
+        out_specs=(steps.rows(q.shape[-1]), steps.statistic()),
         out_shape=(
             jax.ShapeDtypeStruct(q.shape, v.dtype),
-            jax.ShapeDtypeStruct(layout.statistic_shape, jnp.float32),
+            jax.ShapeDtypeStruct(steps.statistic_shape, jnp.float32),
         ),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=layout.vmem
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=steps.vmem
         ),
-        cost_estimate=layout.cost(products=2),
+        cost_estimate=steps.cost(products=2),
         interpret=interpret,
         name="block_sparse_forward",
-    )(*layout.operands, q, k, v)
+    )(*steps.operands, q, k, v)
     return out, lse.reshape(q.shape[:2])
 
 
-def _kernel(*refs: Any, layout: Layout) -> None:
-    operands, (q_ref, k_ref, v_ref, out_ref, lse_ref) = layout.unpack(refs)
-    blocks = range(layout.blocks)
-    queries = [q_ref[0, layout.block(i)] for i in blocks]
-    states = [_start(queries[i], operands, i, layout) for i in blocks]
+def _kernel(*refs: Any, steps: QuerySteps) -> None:
+    operands, (q_ref, k_ref, v_ref, out_ref, lse_ref) = steps.unpack(refs)
+    blocks = range(steps.blocks)
+    queries = [q_ref[0, steps.block(i)] for i in blocks]
+    states = [_start(queries[i], operands, i, steps) for i in blocks]
 
     def tile(number: jax.Array | int, states: list) -> list:
         new = []
         for i in blocks:
-            keys, values = key_tile(operands, i, number, layout, k_ref, v_ref)
-            logits = tile_logits(queries[i], keys, operands, i, number, layout)
+            keys, values = key_tile(operands, i, number, steps, k_ref, v_ref)
+            logits = tile_logits(queries[i], keys, operands, i, number, steps)
             new.append(_update(states[i], logits, values))
         return new
 
-    states = layout.walk(operands, tile, states)
+    states = steps.walk(operands, tile, states)
     for i in blocks:
         _, total, mixed = states[i]
-        out_ref[0, layout.block(i)] = (mixed / total).astype(out_ref.dtype)
+        out_ref[0, steps.block(i)] = (mixed / total).astype(out_ref.dtype)
     lse_ref[0, 0] = as_row(jnp.concatenate([m + jnp.log(total) for m, total, _ in states]))
 
 
-def _start(q: jax.Array, operands: Any, i: int, layout: Layout) -> tuple:
+def _start(q: jax.Array, operands: Any, i: int, steps: QuerySteps) -> tuple:
     """Running maximum [n, 1], sum [n, 1] and mixed values [n, D], after the coarse keys."""
     rows, width = q.shape
     empty = (
@@ -73,9 +73,9 @@ def _start(q: jax.Array, operands: Any, i: int, layout: Layout) -> tuple:
         jnp.zeros((rows, 1), jnp.float32),
         jnp.zeros((rows, width), jnp.float32),
     )
-    if not layout.coarse:
+    if not steps.coarse:
         return empty
-    logits = [coarse_logits(q, keys, i, layout) for keys in operands.coarse]
+    logits = [coarse_logits(q, keys, i, steps) for keys in operands.coarse]
     values = [keys.v[0, 0] for keys in operands.coarse]
     return _update(empty, jnp.concatenate(logits, axis=1), jnp.concatenate(values))
 

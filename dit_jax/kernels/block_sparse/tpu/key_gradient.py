@@ -13,7 +13,7 @@ from dit_jax.kernels.block_sparse.tpu.plan import Plan
 from dit_jax.kernels.block_sparse.tpu.tiles import ceil_div, matmul
 
 # Key rows of a step; small blocks are interleaved, to hide each other's latency.
-_ROWS = 128
+_STEP_ROWS = 128
 
 
 def key_gradient(
@@ -27,23 +27,23 @@ def key_gradient(
     interpret: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients of keys and values [BH, M, D]; arguments as for the gradient of queries."""
-    layout = _Layout(q, k, plan)
-    rows = pl.BlockSpec((1, layout.blocks * plan.key_block, k.shape[-1]), lambda b, j: (b, j, 0))
+    steps = KeySteps(q, k, plan)
+    rows = pl.BlockSpec((1, steps.blocks * plan.key_block, k.shape[-1]), lambda b, j: (b, j, 0))
     lse, delta = (x.reshape(len(q), -1, plan.query_block) for x in (lse, delta))
     whole = (q, dout, lse, delta)
     return pl.pallas_call(
-        functools.partial(_kernel, layout=layout),
-        grid=layout.grid,
-        in_specs=[*layout.specs(), rows, rows, *(_whole(x) for x in whole)],
+        functools.partial(_kernel, steps=steps),
+        grid=steps.grid,
+        in_specs=[*steps.specs(), rows, rows, *(_whole(x) for x in whole)],
         out_specs=[rows, rows],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=layout.vmem
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=steps.vmem
         ),
-        cost_estimate=layout.cost(),
+        cost_estimate=steps.cost(),
         interpret=interpret,
         name="block_sparse_key_gradient",
-    )(*layout.operands.values(), k, v, *whole)
+    )(*steps.operands.values(), k, v, *whole)
 
 
 def transpose(plan: Plan, key_blocks: int) -> tuple[jax.Array, jax.Array]:
@@ -64,7 +64,7 @@ def transpose(plan: Plan, key_blocks: int) -> tuple[jax.Array, jax.Array]:
     return numbers, starts.astype(jnp.int32)
 
 
-class _Layout:
+class KeySteps:
     """The grid (samples and heads, steps of key blocks) and the transposed lists."""
 
     def __init__(self, q: jax.Array, k: jax.Array, plan: Plan):
@@ -72,7 +72,7 @@ class _Layout:
         self.batch, self.queries, self.width = q.shape
         self.keys, self.itemsize = k.shape[1], q.dtype.itemsize
         blocks = self.keys // plan.key_block
-        wanted = max(1, _ROWS // plan.key_block)
+        wanted = max(1, _STEP_ROWS // plan.key_block)
         self.blocks = max(n for n in range(1, wanted + 1) if blocks % n == 0)
         self.grid = (self.batch, blocks // self.blocks)
         numbers, starts = transpose(plan, blocks)
@@ -130,15 +130,15 @@ def _whole(x: jax.Array, memory: Any = pltpu.VMEM) -> pl.BlockSpec:
     return pl.BlockSpec((1, *x.shape[1:]), index, memory_space=memory, pipeline_mode=mode)
 
 
-def _kernel(*refs: Any, layout: _Layout) -> None:
-    count = len(layout.operands)
-    lists = dict(zip(layout.operands, refs[:count], strict=True))
+def _kernel(*refs: Any, steps: KeySteps) -> None:
+    count = len(steps.operands)
+    lists = dict(zip(steps.operands, refs[:count], strict=True))
     k_ref, v_ref, *whole, dk_ref, dv_ref = refs[count:]
-    plan, size = layout.plan, layout.plan.key_block
-    slices = [slice(j * size, (j + 1) * size) for j in range(layout.blocks)]
+    plan, size = steps.plan, steps.plan.key_block
+    slices = [slice(j * size, (j + 1) * size) for j in range(steps.blocks)]
     keys = [(k_ref[0, rows], v_ref[0, rows]) for rows in slices]
-    first = pl.program_id(1) * layout.blocks
-    starts = [lists["starts"][0, 0, first + j] for j in range(layout.blocks + 1)]
+    first = pl.program_id(1) * steps.blocks
+    starts = [lists["starts"][0, 0, first + j] for j in range(steps.blocks + 1)]
 
     def tile(number: jax.Array, gradients: list) -> list:
         new = []
@@ -146,7 +146,7 @@ def _kernel(*refs: Any, layout: _Layout) -> None:
             k, v = keys[j]
             begin = starts[j] + number * plan.queries_per_tile
             q, dout, lse, delta = _query_tile(lists, begin, starts[j + 1], whole, plan)
-            logits = matmul(k, q, ((1,), (1,))) * layout.scale
+            logits = matmul(k, q, ((1,), (1,))) * steps.scale
             logits = _mask(logits, lists, begin, starts[j + 1], plan)
             weights = jnp.exp(logits - lse)
             dweights = matmul(v, dout, ((1,), (1,)))
@@ -159,11 +159,11 @@ def _kernel(*refs: Any, layout: _Layout) -> None:
     longest = functools.reduce(
         jnp.maximum, [end - start for start, end in zip(starts, starts[1:], strict=False)]
     )
-    zero = jnp.zeros((size, layout.width), jnp.float32)
+    zero = jnp.zeros((size, steps.width), jnp.float32)
     tiles = ceil_div(longest, plan.queries_per_tile)
-    gradients = jax.lax.fori_loop(0, tiles, tile, [(zero, zero)] * layout.blocks)
+    gradients = jax.lax.fori_loop(0, tiles, tile, [(zero, zero)] * steps.blocks)
     for rows, (dk, dv) in zip(slices, gradients, strict=True):
-        dk_ref[0, rows] = (dk * layout.scale).astype(dk_ref.dtype)
+        dk_ref[0, rows] = (dk * steps.scale).astype(dk_ref.dtype)
         dv_ref[0, rows] = dv.astype(dv_ref.dtype)
 
 

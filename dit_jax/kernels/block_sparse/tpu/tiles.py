@@ -43,7 +43,7 @@ class Operands:
     allowed: Any = None
 
 
-class Layout:
+class QuerySteps:
     """The grid (samples and heads, steps of query blocks), and what of each operand a step sees."""
 
     def __init__(self, q: jax.Array, k: jax.Array, plan: Plan, coarse: list):
@@ -172,10 +172,10 @@ class Layout:
 
 
 def key_tile(
-    operands: Operands, i: int, number: jax.Array | int, layout: Layout, *refs: Any
+    operands: Operands, i: int, number: jax.Array | int, steps: QuerySteps, *refs: Any
 ) -> list:
     """The key blocks of a tile of query block i's list, joined, from each of `refs`."""
-    plan = layout.plan
+    plan = steps.plan
     first = 1 + number * plan.keys_per_tile
     starts = [
         pl.multiple_of(operands.entries[0, 0, i, first + j] * plan.key_block, plan.key_block)
@@ -192,11 +192,11 @@ def tile_logits(
     operands: Operands,
     i: int,
     number: jax.Array | int,
-    layout: Layout,
+    steps: QuerySteps,
 ) -> jax.Array:
     """Masked logits of query block i and a tile of its list, float32."""
-    plan, per = layout.plan, layout.plan.keys_per_tile
-    logits = matmul(q, keys, ((1,), (1,))) * layout.scale
+    plan, per = steps.plan, steps.plan.keys_per_tile
+    logits = matmul(q, keys, ((1,), (1,))) * steps.scale
     if not plan.full:
         entry = jax.lax.broadcasted_iota(jnp.int32, (1, len(keys)), 1)
         entry = jax.lax.div(entry, plan.key_block)
@@ -214,12 +214,12 @@ def tile_logits(
     return logits
 
 
-def coarse_logits(q: jax.Array, coarse: CoarseRefs, i: int, layout: Layout) -> jax.Array:
+def coarse_logits(q: jax.Array, coarse: CoarseRefs, i: int, steps: QuerySteps) -> jax.Array:
     """Weighted logits of query block i and a set of its coarse keys, float32."""
-    logits = matmul(q, coarse.k[0, 0], ((1,), (1,))) * layout.scale
+    logits = matmul(q, coarse.k[0, 0], ((1,), (1,))) * steps.scale
     weight = coarse.log_weight[0, 0]
-    if (rows := len(weight)) >= layout.blocks:
-        weight = weight[i * rows // layout.blocks : (i + 1) * rows // layout.blocks]
+    if (rows := len(weight)) >= steps.blocks:
+        weight = weight[i * rows // steps.blocks : (i + 1) * rows // steps.blocks]
     return add_rows(logits, weight)
 
 
