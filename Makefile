@@ -39,7 +39,7 @@ $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
 	$(VENV)/bin/python -m pip install -q $(TORCH)
-	$(VENV)/bin/python -m pip install -q -e ".[test,torch,peers]"
+	$(VENV)/bin/python -m pip install -q -e ".[test,torch,peers,tpu]"
 	touch $@
 
 $(NEWEST_VENV)/.newest: requirements.txt pyproject.toml

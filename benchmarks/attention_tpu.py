@@ -143,10 +143,9 @@ def turns_of(mixer, side: int, width: int) -> dict[str, float]:
     )
     counts = plan.entries[0, :, 0].reshape(-1, queries.blocks).max(1)
     lengths = jnp.diff(keys.operands["starts"][0, 0]).reshape(-1, keys.blocks).max(1)
-    tiles = float(jnp.ceil(counts / plan.keys_per_tile).mean())
     return {
         "key_gradient": float(jnp.ceil(lengths / plan.queries_per_tile).mean()),
-        "block_sparse": tiles,
+        "block_sparse": float(jnp.ceil(counts / plan.keys_per_tile).mean()),
     }
 
 
@@ -170,7 +169,7 @@ def table(results: list[dict]) -> str:
         if name == "linear" and chip in CLOCK and "failed" not in row:
             moved = 4 * HEADS * tokens * row["width"] * 2
             share = moved / BANDWIDTH[chip] / (row["forward_kernels"] / CLOCK[chip])
-            lines[-1] += f" {min(1.0, share):.2f} of the bandwidth, forward |"
+            print(f"linear, {tokens:,} tokens, {chip}: {min(1.0, share):.2f} of the bandwidth")
     return "\n".join(lines)
 
 

@@ -51,6 +51,7 @@ class Compiler:
     def __init__(self):
         """Sets what the compiler reads from the environment."""
         self._folder = pathlib.Path(tempfile.mkdtemp(prefix="tpu_schedule_"))
+        os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # What is cached is not dumped.
         os.environ |= {
             "JAX_PLATFORMS": "cpu",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
