@@ -11,6 +11,7 @@ Cases are tokens:width of a head, on square grids.
 """
 
 import functools
+import itertools
 import json
 import math
 import unittest.mock
@@ -43,6 +44,7 @@ def main() -> None:
         compiler.close()
     report.save("attention_tpu", __doc__, results, options.out)
     print(table(results))
+    print(growth(results))
 
 
 def measured(compiler: tpu_schedule.Compiler, options):
@@ -95,7 +97,12 @@ def compiled(compiler, mixer, side: int, width: int, chip: str, turns: dict[str,
         return {"failed": f"{type(error).__name__}: {error}"[:500]}
     kernels = functools.partial(_turns, turns)
     operations = compiler.operations(found, kernels)
-    row = {"temporary_mib": round(found.memory_analysis().temp_size_in_bytes / 2**20, 1)}
+    row = {
+        "temporary_mib": round(found.memory_analysis().temp_size_in_bytes / 2**20, 1),
+        # Queries, keys, values and their cotangents, read or written once, and the same of outputs.
+        "least_bytes": 8 * x.size * x.dtype.itemsize,
+        "bytes": int(found.cost_analysis()["bytes accessed"]),
+    }
     for direction, backward in (("forward", False), ("backward", True)):
         of = [op for op in operations if op.backward == backward]
         row[f"{direction}_kernels"] = round(sum(op.cycles for op in of if attends(op)))
@@ -170,6 +177,24 @@ def table(results: list[dict]) -> str:
             moved = 4 * HEADS * tokens * row["width"] * 2
             share = moved / BANDWIDTH[chip] / (row["forward_kernels"] / CLOCK[chip])
             print(f"linear, {tokens:,} tokens, {chip}: {min(1.0, share):.2f} of the bandwidth")
+    return "\n".join(lines)
+
+
+def growth(results: list[dict]) -> str:
+    """Bytes over the least possible, and the exponent of their growth from size to size."""
+    lines = []
+    kinds = sorted({(r["mechanism"], r["chip"], r["width"]) for r in results if "failed" not in r})
+    for kind in kinds:
+        rows = [r for r in results if (r["mechanism"], r["chip"], r["width"]) == kind]
+        rows = sorted((r for r in rows if "bytes" in r), key=lambda r: r["tokens"])
+        for small, large in itertools.pairwise(rows):
+            exponent = math.log(large["bytes"] / small["bytes"])
+            exponent /= math.log(large["tokens"] / small["tokens"])
+            share = large["bytes"] / large["least_bytes"]
+            lines.append(
+                f"{', '.join(map(str, kind))}: {share:.1f} times the least bytes at "
+                f"{large['tokens']:,} tokens, N^{exponent:.2f} from {small['tokens']:,} on"
+            )
     return "\n".join(lines)
 
 
