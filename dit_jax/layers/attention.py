@@ -8,6 +8,7 @@ import jax
 from dit_jax.attention import Full, TokenMixer
 from dit_jax.layers.linear import Init, linear
 from dit_jax.layers.rope import AxialRope
+from dit_jax.layers.taps import COLLECTION, MIXED
 
 
 def unbound(mixer: TokenMixer) -> TokenMixer:
@@ -17,6 +18,8 @@ def unbound(mixer: TokenMixer) -> TokenMixer:
 
 class SelfAttention(nn.Module):
     """Projects tokens to queries, keys and values, mixes them, and projects back.
+
+    What comes out of the mixer can be tapped (`layers.taps`).
 
     Attributes:
       heads: number of heads; must divide the width.
@@ -47,4 +50,5 @@ class SelfAttention(nn.Module):
         if self.rope is not None:
             q, k = self.rope(q, grid), self.rope(k, grid)
         mixed = self.mixer(q, k, v, grid)
+        self.sow(COLLECTION, MIXED, mixed)
         return linear(width, mixed, "out", axis=(-2, -1), init=self.initial)
