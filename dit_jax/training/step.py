@@ -59,8 +59,8 @@ def make_step(
 ) -> Step:
     """Returns step(state, batch, frozen, teacher_params=None) -> (state, metrics), to be jitted.
 
-    `frozen` is what `latents.load()` gave, `teacher_params` are those of the teacher, if there is
-    one: parameters that are used and not trained.
+    `frozen` is what `latents.load()` gave, and `teacher_params` are those of `teacher`, from which
+    the model then learns what `distillation` says: parameters that are used and not trained.
 
     Everything random is a function of (seed, state.step), and is drawn for the whole batch before
     it is cut up, so that neither devices nor accumulation change it (but label dropout, which the
