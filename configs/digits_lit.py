@@ -27,7 +27,7 @@ experiment = Experiment(
     sampling=Sampling(Heun(steps=20), ClassifierFree(scale=2.0)),
     optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(warmup=50), clip_norm=1.0),
     training=Training(steps=400, batch_size=64, ema=(0.98,)),
-    evaluation=Evaluation(samples=500, batch_size=250, judge=SmallClassifier(), held_out=256),
+    evaluation=Evaluation(samples=500, batch_size=250, judge=SmallClassifier(), held_out=250),
     run=RunFolder("runs/digits_lit", log_every=50, sample_every=200, save_every=200),
     init_from="runs/digits",
     distillation=Distillation(teacher="runs/digits"),
