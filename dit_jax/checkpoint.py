@@ -207,6 +207,18 @@ def newest(folder: str) -> tuple[Checkpoints, int]:
     )
 
 
+def newest_path(folder: str) -> str:
+    """Path of the checkpoint that `newest` finds, which stays the same when its run goes on.
+
+    Raises:
+      InputError: there is none.
+    """
+    checkpoints, step = newest(folder)
+    path = pathlib.Path(folder)
+    own = path.expanduser().resolve() == pathlib.Path(checkpoints.folder / str(step))
+    return str(path if own else path / FOLDER / str(step))
+
+
 def ema_item(decay: float) -> str:
     """Name of the item that holds an EMA."""
     return f"ema_{decay}"

@@ -15,6 +15,7 @@ from dit_jax.evaluation.options import Evaluation
 from dit_jax.latents import Latents, Pixels
 from dit_jax.models.inputs import example_inputs
 from dit_jax.parallel.mesh import Parallel
+from dit_jax.training.distillation import Distillation
 from dit_jax.training.optimizer import AdamW, Optimizer
 
 
@@ -77,6 +78,7 @@ class Experiment:
       parallel: the device mesh.
       evaluation: what is measured at the end.
       init_from: run folder or checkpoint whose parameters to start from (fine-tuning).
+      distillation: a run to learn from beside the data.
     """
 
     model: nn.Module
@@ -91,6 +93,7 @@ class Experiment:
     parallel: Parallel = dataclasses.field(default_factory=Parallel)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     init_from: str | None = None
+    distillation: Distillation = dataclasses.field(default_factory=Distillation)
 
     def __post_init__(self):
         _refuse_shared_modules(self)
@@ -111,6 +114,7 @@ class Experiment:
                 f"{output.prediction.shape[-1]}: set model.learn_sigma"
             )
         self.sampling.solver.check(self.process)
+        self.distillation.check(learned_variance=wanted > shape[-1])
         classes, found = self.model.num_classes, self.data.num_classes
         if classes and classes != found:
             raise InputError(

@@ -13,6 +13,8 @@ from dit_jax.errors import InputError
 from dit_jax.experiment import Experiment
 from dit_jax.latents import Latents
 from dit_jax.models.inputs import example_inputs
+from dit_jax.parallel.sharding import Layout
+from dit_jax.training.state import with_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +49,17 @@ class Run:
         return self.experiment.latents
 
 
-def load(folder: str, ema: float | None | str = "first") -> Run:
+def load(folder: str, ema: float | None | str = "first", layout: Layout | None = None) -> Run:
     """Opens a run folder, or one of its checkpoints.
 
     Args:
       folder: a run folder (its newest checkpoint is taken), or `RUN/checkpoints/STEP`.
       ema: which parameters: the first EMA by default, one decay, or None for the raw ones. A
         converted checkpoint has one set alone.
+      layout: where the parameters shall lie; on one device by default.
 
     Raises:
-      InputError: there is no checkpoint, or it lacks that EMA.
+      InputError: there is no checkpoint, it lacks that EMA, or a size does not divide.
     """
     checkpoints, step = newest(folder)
     experiment, shape = checkpoints.experiment(step)
@@ -65,10 +68,9 @@ def load(folder: str, ema: float | None | str = "first") -> Run:
     if decay is not None and decay not in decays:
         raise InputError(f"'{folder}' has no EMA of decay {decay}: choose one of {decays} or None")
     item = "params" if decay is None else ema_item(decay)
+    abstract = jax.eval_shape(experiment.model.init, *example_inputs(shape))["params"]
     device = SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-        jax.eval_shape(experiment.model.init, *example_inputs(shape))["params"],
-    )
+    shardings = layout.parameters(abstract) if layout else jax.tree.map(lambda _: device, abstract)
+    abstract = with_shardings(abstract, shardings)
     params = checkpoints.restore(step, {item: abstract})[item]
     return Run(experiment, shape, step, params)

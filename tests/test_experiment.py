@@ -25,6 +25,7 @@ from dit_jax.layers.context import Context
 from dit_jax.layers.mlp import Mlp
 from dit_jax.models import DiT
 from dit_jax.parallel.mesh import Parallel
+from dit_jax.training.distillation import Distillation
 from dit_jax.training.optimizer import AdamW, Cosine
 
 TINY = DiT(patch=2, hidden=16, depth=1, heads=2, num_classes=10, learn_sigma=False)
@@ -277,6 +278,7 @@ def test_what_does_not_change_the_trajectory_may_change(changes):
         ({"data": FakeSource(flip=True)}, ["data.flip: False -> True"]),
         ({"latents": CachedVAE()}, ["latents: Pixels -> CachedVAE"]),
         ({"training": Training(seed=1)}, ["training.seed: 0 -> 1"]),
+        ({"distillation": Distillation("a")}, ["distillation.teacher: None -> 'a'"]),
         ({"training": Training(ema=(0.5,))}, ["training.ema.0: 0.9999 -> 0.5"]),
         (
             {"optimizer": AdamW(learning_rate=1.0, schedule=Cosine())},

@@ -9,6 +9,7 @@ from dit_jax.attention import Full, TokenMixer
 from dit_jax.kernels.softmax_attention import softmax_attention
 from dit_jax.layers.linear import Init, linear
 from dit_jax.layers.rope import AxialRope
+from dit_jax.layers.taps import COLLECTION, MIXED
 
 
 def unbound(mixer: TokenMixer) -> TokenMixer:
@@ -18,6 +19,8 @@ def unbound(mixer: TokenMixer) -> TokenMixer:
 
 class SelfAttention(nn.Module):
     """Projects tokens to queries, keys and values, mixes them, and projects back.
+
+    What comes out of the mixer can be tapped (`layers.taps`).
 
     Attributes:
       heads: number of heads; must divide the width.
@@ -48,6 +51,7 @@ class SelfAttention(nn.Module):
         if self.rope is not None:
             q, k = self.rope(q, grid), self.rope(k, grid)
         mixed = self.mixer(q, k, v, grid)
+        self.sow(COLLECTION, MIXED, mixed)
         return linear(width, mixed, "out", axis=(-2, -1), init=self.initial)
 
 

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from dit_jax.layers.context import Context
+from dit_jax.layers.taps import COLLECTION, LAYERS
 from dit_jax.parallel.sharding import constrain
 
 Remat = Literal["none", "dots", "full"]
@@ -20,7 +21,7 @@ class Stack(nn.Module):
     """`depth` blocks run by one `lax.scan`: every parameter has the layer as axis 0.
 
     Compile time does not grow with depth, and pruning, growing or averaging layers are array
-    operations on that axis.
+    operations on that axis. What blocks let be tapped has it too (`layers.taps`).
 
     Attributes:
       block: a module mapping (tokens, context) to (tokens, aux).
@@ -62,11 +63,18 @@ class Stack(nn.Module):
             keys = jax.random.split(key, self.depth)
             return jax.lax.map(lambda k: own.init(k, x, context)["params"], keys)
 
+        tapped = [COLLECTION] if self.is_mutable_collection(COLLECTION) else []
+
         def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
             x = constrain(x, "batch", "tokens", "channels")
-            return block.apply({"params": layer}, x, context)
+            (x, aux), found = block.apply({"params": layer}, x, context, mutable=tapped)
+            return x, (aux, found)
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=_POLICIES[self.remat], prevent_cse=False)
         layers = self.param("layers", init)
-        return jax.lax.scan(body, x, jax.tree.map(lambda leaf: leaf[start:stop], layers))
+        layers = jax.tree.map(lambda leaf: leaf[start:stop], layers)
+        x, (aux, found) = jax.lax.scan(body, x, layers)
+        if tapped:
+            self.sow(COLLECTION, LAYERS, found[COLLECTION])
+        return x, aux

@@ -82,6 +82,8 @@ class _Meter:
         e = trainer.experiment
         # Forward and backward: three times the forward pass.
         self._image_flops = 3 * forward_flops(e.model, trainer.shape)
+        if trainer.teacher is not None:
+            self._image_flops += forward_flops(trainer.teacher.model, trainer.shape)
         devices = trainer.layout.mesh.devices
         peak = PEAK_FLOPS.get(devices.flat[0].device_kind)
         self._peak = peak and peak * devices.size

@@ -12,14 +12,17 @@ from dit_jax.diffusion import Process
 from dit_jax.latents import Latents
 from dit_jax.parallel.sharding import Layout, use_layout
 from dit_jax.randomness import Purpose, key_for
+from dit_jax.training.distillation import Distillation, Taught
 from dit_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-Step = Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]
+Step = Callable[..., tuple[TrainState, Metrics]]
 
 
-def make_loss(model: nn.Module, process: Process) -> Callable[..., tuple[jax.Array, Metrics]]:
+def make_loss(
+    model: nn.Module | Taught, process: Process
+) -> Callable[..., tuple[jax.Array, Metrics]]:
     """Returns loss(params, example, dropout_key) -> (mean loss, metrics), float32.
 
     `example` is a pytree of x0 and noise [B, h, w, c], t [B] and the condition.
@@ -51,16 +54,18 @@ def make_step(
     accumulation: int,
     seed: int,
     layout: Layout,
+    distillation: Distillation | None = None,
+    teacher: nn.Module | None = None,
 ) -> Step:
-    """Returns step(state, batch, frozen) -> (state, metrics), to be jitted.
+    """Returns step(state, batch, frozen, teacher_params=None) -> (state, metrics), to be jitted.
 
-    `frozen` is what `latents.load()` gave: parameters that are used and not trained.
+    `frozen` is what `latents.load()` gave, and `teacher_params` are those of `teacher`, from which
+    the model then learns what `distillation` says: parameters that are used and not trained.
 
     Everything random is a function of (seed, state.step), and is drawn for the whole batch before
     it is cut up, so that neither devices nor accumulation change it (but label dropout, which the
     model draws for each part).
     """
-    gradient = jax.value_and_grad(make_loss(model, process), has_aux=True)
 
     def draw(step: jax.Array, batch: Batch, frozen: Any) -> dict[str, Any]:
         x0 = latents.encode(frozen, key_for(seed, step, Purpose.ENCODE), batch["image"])
@@ -71,7 +76,13 @@ def make_step(
             "condition": {"label": batch["label"]},
         }
 
-    def step(state: TrainState, batch: Batch, frozen: Any) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Batch, frozen: Any, teacher_params: Any = None
+    ) -> tuple[TrainState, Metrics]:
+        learner = model
+        if teacher is not None:
+            learner = Taught(model, teacher, teacher_params, distillation, process)
+        gradient = jax.value_and_grad(make_loss(learner, process), has_aux=True)
         with use_layout(layout):
             example = draw(state.step, batch, frozen)
             key = key_for(seed, state.step, Purpose.DROPOUT)

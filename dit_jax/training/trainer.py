@@ -15,6 +15,7 @@ from dit_jax.training.folder import claim_folder
 from dit_jax.training.fresh import abstract_state, fresh_state
 from dit_jax.training.state import TrainState, new_state, state_shardings, with_shardings
 from dit_jax.training.step import Batch, Metrics, Step, make_step
+from dit_jax.training.teacher import load_teacher, pin_teacher
 from dit_jax.training.warm_start import warm_start
 
 
@@ -28,11 +29,13 @@ class Trainer:
           InputError: the experiment cannot run, or the folder belongs to another one.
         """
         experiment.check()
+        experiment = pin_teacher(experiment)
         training = experiment.training
         self.experiment = experiment
         self.shape = experiment.shape
         self.layout = Layout(experiment.parallel.mesh())
         _check_batch(experiment, self.layout)
+        self.teacher = load_teacher(experiment, self.layout)
         self.records = experiment.data.open("train")
         self.folder = claim_folder(experiment)
         self.checkpoints = Checkpoints(
@@ -77,7 +80,7 @@ class Trainer:
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Takes one step; the old state's memory becomes the new one's."""
-        return self._step(state, batch, self._latents)
+        return self._step(state, batch, self._latents, self.teacher and self.teacher.params)
 
     def run(self, step: int, state: TrainState) -> Run:
         """The run as it stands, with its first average as parameters."""
@@ -94,10 +97,13 @@ class Trainer:
             accumulation=e.training.accumulation,
             seed=e.training.seed,
             layout=self.layout,
+            distillation=e.distillation,
+            teacher=self.teacher and self.teacher.model,
         )
+        teacher = self.teacher and jax.tree.map(lambda p: p.sharding, self.teacher.params)
         return jax.jit(
             step,
-            in_shardings=(self.shardings, self.layout.batch, self.layout.replicated),
+            in_shardings=(self.shardings, self.layout.batch, self.layout.replicated, teacher),
             out_shardings=(self.shardings, self.layout.replicated),
             donate_argnums=0,
         )

@@ -22,6 +22,7 @@ from dit_jax.moe.experts import Params
 from dit_jax.randomness import Purpose, key_for
 from dit_jax.run import Run, load
 from dit_jax.summary import count_active, count_parameters
+from dit_jax.training.distillation import Distillation
 from dit_jax.upcycling.methods import Method
 
 _LAYERS = "blocks/layers/"
@@ -99,6 +100,7 @@ def _experiment(run: Run, model: DiT, out: str) -> Experiment:
         training=dataclasses.replace(old.training, ema=()),
         run=dataclasses.replace(old.run, dir=out),
         init_from=None,
+        distillation=Distillation(),
     )
 
 
