@@ -4,7 +4,7 @@ A small DiT in pixel space, patches of 1 x 1, on crops of scikit-image's colour 
 scikit-image`), with LLSA's two levels and with full attention: the same data, noise and steps. Runs
 are kept: a stopped benchmark goes on where it was.
 
-    python benchmarks/attention_training.py [--steps 80] [--runs DIR]
+    python benchmarks/attention_training.py [--steps 60] [--runs DIR]
 """
 
 import argparse
@@ -21,9 +21,9 @@ TEST = ("chelsea", "motorcycle_right")
 
 
 def main() -> None:
-    """Trains with both mechanisms and saves the curves."""
+    """Trains with both mechanisms, saves the curves and draws them."""
     parser = report.parser(__doc__)
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument(
         "--runs", type=pathlib.Path, default=pathlib.Path("runs/attention_training")
     )
@@ -34,6 +34,7 @@ def main() -> None:
         results[name] = measure(name, options)
         print(name, json.dumps(results[name]), flush=True)
     report.save("attention_training", __doc__, results, options.out)
+    draw(results, options.runs / "loss.png")
 
 
 def write_crops(folder: pathlib.Path) -> None:
@@ -98,6 +99,25 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         ],
         "held_out": held_out_loss(run, count=16, batch_size=1, seed=0),
     }
+
+
+def draw(results: dict, path: pathlib.Path) -> None:
+    """Draws both loss curves, single steps faint and means over ten bold."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 2.6), layout="constrained")
+    labels = {"full": "full attention", "llsa": "LLSA, two levels"}
+    for (name, label), color in zip(labels.items(), ("#374151", "#2166ac"), strict=True):
+        losses = np.array(results[name]["losses"])
+        steps, mean = np.arange(1, len(losses) + 1), np.convolve(losses, np.ones(10) / 10, "valid")
+        style = "-" if name == "full" else "--"
+        axes.plot(steps, losses, style, color=color, alpha=0.25, linewidth=0.8)
+        axes.plot(steps[9:], mean, style, color=color, label=label)
+    axes.set(xlabel="step", ylabel="loss", title="128 x 128 tokens, one image a step")
+    axes.legend(frameon=False, loc="lower left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=200)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
