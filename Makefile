@@ -1,6 +1,7 @@
 # make train       a virtual environment, the requirements, and the two-minute demo
 # make test        the quick tests        make test-all     the slow ones too
 # make lint        ruff and the import rules
+# make test-tpu    the quick tests that ask the TPU's compiler, which needs no TPU
 # make test-newest the quick tests on the newest Python at hand with the newest JAX, without torch
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ NEWEST_PYTHON ?= $(shell sh tools/newest_python.sh)
 TORCH ?= torch==2.13.0
 PYTEST = -m pytest -n 2 --dist worksteal
 
-.PHONY: train test test-all test-newest lint clean
+.PHONY: train test test-all test-tpu test-newest lint clean
 
 train: $(VENV)/.runtime
 	$(VENV)/bin/python train.py configs/digits.py
@@ -21,6 +22,10 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(VENV)/bin/python $(PYTEST)
+
+# Apart from the environment: with libtpu in it, JAX would look for TPUs whenever it starts.
+test-tpu: $(VENV)/.libtpu
+	PYTHONPATH=$(VENV)/libtpu $(VENV)/bin/python -m pytest -m "not slow" tests/kernels/test_tpu_compiler.py
 
 test-newest: $(NEWEST_VENV)/.newest
 	$(NEWEST_VENV)/bin/python $(PYTEST) -m "not slow"
@@ -39,7 +44,12 @@ $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
 	$(VENV)/bin/python -m pip install -q $(TORCH)
-	$(VENV)/bin/python -m pip install -q -e ".[test,torch,peers,tpu]"
+	$(VENV)/bin/python -m pip install -q -e ".[test,torch,peers]"
+	touch $@
+
+$(VENV)/.libtpu: $(VENV)/.test tools/libtpu_requirement.py
+	$(VENV)/bin/python -m pip install -q --no-deps --upgrade --target $(VENV)/libtpu \
+		"$$($(VENV)/bin/python tools/libtpu_requirement.py)"
 	touch $@
 
 $(NEWEST_VENV)/.newest: requirements.txt pyproject.toml
