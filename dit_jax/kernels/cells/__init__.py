@@ -47,13 +47,14 @@ def _per_device(run: Any, x: jax.Array, inner: tuple, outer: tuple, outputs: int
     layout = current_layout()
     if layout is None:
         return run(x)
-    axes = ("batch", *inner)
+    # A single head, such as all of a token's features, is every device's.
+    axes = ("batch", *(name if x.shape[i] > 1 else None for i, name in enumerate(inner, start=1)))
     found = dict(zip(axes, layout.sharding(axes, x.shape[: len(axes)]).spec, strict=True))
-    out = PartitionSpec(*(found[name] if name else None for name in ("batch", *outer)))
+    out = PartitionSpec(*(found.get(name) for name in ("batch", *outer)))
     return jax.shard_map(
         run,
         mesh=layout.mesh,
-        in_specs=PartitionSpec(*(found[name] if name else None for name in axes)),
+        in_specs=PartitionSpec(*(found.get(name) for name in axes)),
         out_specs=out if outputs is None else (out,) * outputs,
         check_vma=False,
     )(x)
