@@ -18,8 +18,8 @@ from dit_jax.kernels.cells import Cells
 class CLEAR(TokenMixer):
     """Each token sees those in a disc around it: dy^2 + dx^2 < radius^2, strictly.
 
-    Source: CLEAR (arXiv 2412.16112). Its distillation from full attention (`training.distillation`)
-    trains the attention's projections alone.
+    Source: CLEAR (arXiv 2412.16112). Its authors distil it from full attention and train the
+    attention's projections alone; `training.distillation` trains all.
 
     Attributes:
       radius: of the disc (of a ball, on a grid with frames), in tokens.

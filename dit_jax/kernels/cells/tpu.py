@@ -30,18 +30,18 @@ def takes(shape: tuple[int, ...], cells: Cells) -> bool:
 
 def split(x: jax.Array, cells: Cells, means: bool, interpret: Any = False) -> tuple[jax.Array, ...]:
     """Tokens [B, H, N, D] in the cells' order, and means of the cells of each side."""
-    layout = _Layout(x.shape, x.dtype, cells, means)
+    steps = CellSteps(x.shape, x.dtype, cells, means)
     parts = pl.pallas_call(
-        functools.partial(_split_kernel, layout=layout),
-        grid=layout.steps,
-        in_specs=[layout.matrix_spec, layout.grid_spec],
-        out_specs=layout.part_specs,
-        out_shape=[jax.ShapeDtypeStruct(shape, x.dtype) for shape in layout.part_shapes],
-        compiler_params=layout.params,
-        cost_estimate=layout.cost,
+        functools.partial(_split_kernel, steps=steps),
+        grid=steps.grid,
+        in_specs=[steps.matrix_spec, steps.grid_spec],
+        out_specs=steps.part_specs,
+        out_shape=[jax.ShapeDtypeStruct(shape, x.dtype) for shape in steps.part_shapes],
+        compiler_params=steps.params,
+        cost_estimate=steps.cost,
         interpret=interpret,
         name="split_into_cells",
-    )(layout.matrix, x.reshape(layout.grid_shape))
+    )(steps.matrix, x.reshape(steps.grid_shape))
     return tuple(part.reshape(*part.shape[:2], -1, part.shape[-1]) for part in parts)
 
 
@@ -49,22 +49,22 @@ def merge(parts: tuple[jax.Array, ...], cells: Cells, interpret: Any = False) ->
     """The transpose of `split`, [B, N, H, D]; of tokens alone it is the inverse."""
     batch, heads, tokens, width = parts[0].shape
     shape, dtype = (batch, tokens, heads, width), parts[0].dtype
-    layout = _Layout(shape, dtype, cells, len(parts) > 1)
+    steps = CellSteps(shape, dtype, cells, len(parts) > 1)
     merged = pl.pallas_call(
-        functools.partial(_merge_kernel, layout=layout),
-        grid=layout.steps,
-        in_specs=[layout.matrix_spec, *layout.part_specs],
-        out_specs=layout.grid_spec,
-        out_shape=jax.ShapeDtypeStruct(layout.grid_shape, dtype),
-        compiler_params=layout.params,
-        cost_estimate=layout.cost,
+        functools.partial(_merge_kernel, steps=steps),
+        grid=steps.grid,
+        in_specs=[steps.matrix_spec, *steps.part_specs],
+        out_specs=steps.grid_spec,
+        out_shape=jax.ShapeDtypeStruct(steps.grid_shape, dtype),
+        compiler_params=steps.params,
+        cost_estimate=steps.cost,
         interpret=interpret,
         name="merge_cells",
-    )(layout.matrix, *(x.reshape(s) for x, s in zip(parts, layout.part_shapes, strict=True)))
+    )(steps.matrix, *(x.reshape(s) for x, s in zip(parts, steps.part_shapes, strict=True)))
     return merged.reshape(shape)
 
 
-class _Layout:
+class CellSteps:
     """What a step has: some cells that lie side by side, of one sample."""
 
     def __init__(self, shape: tuple, dtype: Any, cells: Cells, means: bool):
@@ -76,7 +76,7 @@ class _Layout:
         wanted = max(1, _ELEMENTS // (self.tokens * features))
         self.cells = max(n for n in range(1, counts[-1] + 1) if n <= wanted and not counts[-1] % n)
         counts[-1] //= self.cells
-        self.steps = (batch, math.prod(counts))
+        self.grid = (batch, math.prod(counts))
         # Rows of each part: the tokens, and the cells of each side.
         self.rows = [self.tokens, *(self.tokens // math.prod(side) for side in sides if means)]
         self.matrix = jnp.asarray(_matrix(cells, self.rows), dtype)
@@ -86,7 +86,7 @@ class _Layout:
             (1, *self.side[:-1], self.cells * self.side[-1], features),
             lambda b, i: (b, *_unravel(i, counts), 0),
         )
-        all_cells = self.steps[1] * self.cells
+        all_cells = self.grid[1] * self.cells
         self.part_shapes = [(batch, self.heads, all_cells, n, self.width) for n in self.rows]
         self.part_specs = [
             pl.BlockSpec((1, self.heads, self.cells, n, self.width), lambda b, i: (b, 0, i, 0, 0))
@@ -138,43 +138,42 @@ def _unravel(i: jax.Array, counts: list[int]) -> list[jax.Array]:
     return found[::-1]
 
 
-def _split_kernel(matrix_ref: Any, x_ref: Any, *refs: Any, layout: _Layout) -> None:
+def _split_kernel(matrix_ref: Any, x_ref: Any, *refs: Any, steps: CellSteps) -> None:
     matrix = matrix_ref[...]
-    for i in range(layout.cells):
-        x = _reshape(x_ref[layout.cell(i)], (layout.tokens, -1))
-        rows = _product(matrix, x, 1, layout)
-        for n, part, weight in layout.parts():
-            for h in range(layout.heads):
-                own = rows[part, h * layout.width : (h + 1) * layout.width]
-                refs[n][0, h, i] = (own * weight).astype(layout.dtype)
+    for i in range(steps.cells):
+        x = _rows(x_ref[steps.cell(i)])
+        rows = _product(matrix, x, 1, steps)
+        for n, part, weight in steps.parts():
+            for h in range(steps.heads):
+                own = rows[part, h * steps.width : (h + 1) * steps.width]
+                refs[n][0, h, i] = (own * weight).astype(steps.dtype)
 
 
-def _merge_kernel(matrix_ref: Any, *refs: Any, layout: _Layout) -> None:
+def _merge_kernel(matrix_ref: Any, *refs: Any, steps: CellSteps) -> None:
     *refs, x_ref = refs
-    for i in range(layout.cells):
+    for i in range(steps.cells):
         total = 0.0
-        for n, part, weight in layout.parts():
-            own = jnp.concatenate([refs[n][0, h, i] for h in range(layout.heads)], axis=1)
+        for n, part, weight in steps.parts():
+            own = jnp.concatenate([refs[n][0, h, i] for h in range(steps.heads)], axis=1)
             if weight < 1:
-                own = (own.astype(jnp.float32) * weight).astype(layout.dtype)
-            total += _product(matrix_ref[part], own, 0, layout)
-        shape = (*layout.side, total.shape[1])
-        x_ref[layout.cell(i)] = total.reshape(shape).astype(layout.dtype)
+                own = (own.astype(jnp.float32) * weight).astype(steps.dtype)
+            total += _product(matrix_ref[part], own, 0, steps)
+        shape = (*steps.side, total.shape[1])
+        x_ref[steps.cell(i)] = total.reshape(shape).astype(steps.dtype)
 
 
-def _product(matrix: jax.Array, x: jax.Array, axis: int, layout: _Layout) -> jax.Array:
+def _product(matrix: jax.Array, x: jax.Array, axis: int, steps: CellSteps) -> jax.Array:
     return jax.lax.dot_general(
         matrix,
         x,
         (((axis,), (0,)), ((), ())),
-        precision=layout.precision,
+        precision=steps.precision,
         preferred_element_type=jnp.float32,
     )
 
 
-def _reshape(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Joins leading axes; of packed rows by way of float32 where they are not whole tiles."""
-    shape = (*shape[:-1], x.shape[-1])
+def _rows(x: jax.Array) -> jax.Array:
+    """Joins all axes but the last; packed rows that are no whole tiles by way of float32."""
     if x.dtype == jnp.float32 or x.shape[-2] % 16 == 0:
-        return x.reshape(shape)
-    return x.astype(jnp.float32).reshape(shape).astype(x.dtype)
+        return x.reshape(-1, x.shape[-1])
+    return x.astype(jnp.float32).reshape(-1, x.shape[-1]).astype(x.dtype)
