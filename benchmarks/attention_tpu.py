@@ -63,17 +63,17 @@ def measured(compiler: tpu_schedule.Compiler, options):
 
 
 def mechanisms(tokens: int) -> dict:
-    """Splash attention, with blocks of 1024; those of `attention.py`; kernels as they come."""
+    """Splash attention, with blocks of 1024, and those of `attention.py` that differ in kernels."""
     from attention import mechanisms as all_of
 
     from dit_jax.attention import Full
 
     side = math.isqrt(tokens)
-    small = {"window", "grat"}  # The kernel and lists of CLEAR, without masks.
+    alike = {"window", "grat"}  # CLEAR's kernel and lists, without its masks.
     return {
         name.split()[0]: Full("splash") if name == "full" else mixer
         for name, mixer in all_of(side).items()
-        if name not in small
+        if name not in alike
     }
 
 
@@ -144,10 +144,8 @@ def turns_of(mixer, side: int, width: int) -> dict[str, float]:
     q, k, lists, coarse = seen[0]
     q, k = (x.reshape(-1, *x.shape[2:]) for x in (q, k))
     plan = make_plan(lists)
-    queries, keys = (
-        QuerySteps(q, k, plan, [flatten_coarse(c) for c in coarse]),
-        KeySteps(q, k, plan),
-    )
+    queries = QuerySteps(q, k, plan, [flatten_coarse(c) for c in coarse])
+    keys = KeySteps(q, k, plan)
     counts = plan.entries[0, :, 0].reshape(-1, queries.blocks).max(1)
     lengths = jnp.diff(keys.operands["starts"][0, 0]).reshape(-1, keys.blocks).max(1)
     return {
