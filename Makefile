@@ -2,7 +2,8 @@
 # make test        the quick tests        make test-all     the slow ones too
 # make lint        ruff and the import rules
 # make test-tpu    the quick tests that ask the TPU's compiler, which needs no TPU
-# make test-newest the quick tests on the newest Python at hand with the newest JAX, without torch
+# make test-newest the quick tests on the newest Python at hand with the newest JAX, without torch and
+#                  without those that run training in processes of their own
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,6 +12,8 @@ NEWEST_PYTHON ?= $(shell sh tools/newest_python.sh)
 # PyTorch is the judge of conversions and twins; CPU wheels of this version are widely at hand.
 TORCH ?= torch==2.13.0
 PYTEST = -m pytest -n 2 --dist worksteal
+TPU_TESTS = tests/kernels/test_tpu_compiler.py tests/planning/test_tpu_program.py \
+	tests/planning/test_command.py
 
 .PHONY: train test test-all test-tpu test-newest lint clean
 
@@ -25,10 +28,10 @@ test-all: $(VENV)/.test
 
 # Apart from the environment: with libtpu in it, JAX would look for TPUs whenever it starts.
 test-tpu: $(VENV)/.libtpu
-	PYTHONPATH=$(VENV)/libtpu $(VENV)/bin/python -m pytest -m "not slow" tests/kernels/test_tpu_compiler.py
+	PYTHONPATH=$(VENV)/libtpu $(VENV)/bin/python -m pytest -m "not slow" $(TPU_TESTS)
 
 test-newest: $(NEWEST_VENV)/.newest
-	$(NEWEST_VENV)/bin/python $(PYTEST) -m "not slow"
+	$(NEWEST_VENV)/bin/python $(PYTEST) -m "not slow and not processes"
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -7,6 +7,7 @@ import rich
 import tyro
 
 from dit_jax import cli
+from dit_jax.parallel import hosts
 
 
 def main(
@@ -15,6 +16,8 @@ def main(
     batch_size: int | None = None,
     seed: int | None = None,
     guidance: float | None = None,
+    weak: str | None = None,
+    sharing: str | None = None,
     out: str | None = None,
 ) -> None:
     """Generates samples from a run, writes them as npz and grid, and prints metrics.
@@ -24,12 +27,17 @@ def main(
       num_samples: how many images; as the run's configuration says by default.
       batch_size: images generated at once, over all devices.
       seed: seed of the samples.
-      guidance: classifier-free guidance scale; 1 is none.
+      guidance: guidance scale, classifier-free but with `weak`; 1 is none.
+      weak: a worse run, for autoguidance.
+      sharing: when the condition encoder of a DDT runs: 5 for every fifth evaluation, 0,3,9 for
+        these, 1 for all.
       out: where to write; RUN/evaluation by default.
     """
     with cli.one_line_errors():
         cli.setup_logging()
+        cli.join_hosts()
         from dit_jax.evaluation.evaluate import evaluate
+        from dit_jax.paths import local_folder
         from dit_jax.run import load
 
         loaded = load(run)
@@ -37,9 +45,12 @@ def main(
         options = dataclasses.replace(
             loaded.experiment.evaluation, **{k: v for k, v in changes.items() if v is not None}
         )
-        folder = pathlib.Path(out or run) / ("" if out else "evaluation")
-        rich.print(evaluate(loaded, folder, options, guidance).table())
-        print(f"samples, grid and metrics: {folder}")
+        folder = pathlib.Path(out) if out else local_folder(run) / "evaluation"
+        worse, shared = weak and load(weak), cli.parse_sharing(sharing)
+        report = evaluate(loaded, folder, options, guidance, shared, worse)
+        if hosts.is_main():
+            rich.print(report.table())
+            print(f"samples, grid and metrics: {folder}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import report
 from jax.extend import core
 
 from dit_jax.diffusion import Gaussian
-from dit_jax.latents import CachedVAE
+from dit_jax.latents import VAE, Cached
 from dit_jax.models.inputs import example_inputs
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.parallel.sharding import Layout
@@ -76,7 +76,7 @@ def training_step(depth: int) -> tuple[Any, tuple[Any, Any, Any]]:
     state = jax.eval_shape(fresh)
     shardings = state_shardings(layout, optimizer, state)
     step = make_step(
-        model, Gaussian(), CachedVAE(), optimizer, accumulation=1, seed=0, layout=layout
+        model, Gaussian(), Cached(VAE()), optimizer, accumulation=1, seed=0, layout=layout
     )
     height, width, channels = SHAPE
     batch = {

@@ -188,7 +188,7 @@ class Ours(Step):
 
         from dit_jax.diffusion import Gaussian
         from dit_jax.flops import PEAK_FLOPS, forward_flops
-        from dit_jax.latents import CachedVAE
+        from dit_jax.latents import VAE, Cached
         from dit_jax.models.inputs import example_inputs
         from dit_jax.parallel.mesh import Parallel
         from dit_jax.parallel.sharding import Layout
@@ -208,7 +208,7 @@ class Ours(Step):
         )
         layout = Layout(Parallel().mesh(jax.devices()[:1]))
         optimizer = AdamW(LEARNING_RATE).build(steps=1_000_000)
-        process, latents = Gaussian(variance="fixed_small"), CachedVAE(LATENT_SCALE)
+        process, latents = Gaussian(variance="fixed_small"), Cached(VAE(scale=LATENT_SCALE))
         full = make_step(model, process, latents, optimizer, accumulation=1, seed=0, layout=layout)
 
         def step(state, batch):

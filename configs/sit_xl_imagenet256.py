@@ -1,7 +1,7 @@
 """SiT-XL/2 on ImageNet 256 x 256.
 
 command:  python train.py configs/sit_xl_imagenet256.py --data.path LATENTS
-          (LATENTS: a folder of ArrayRecord files of VAE means and log variances)
+          (LATENTS: what `python -m dit_jax cache-latents` wrote, docs/data.md)
 hardware: TPU v5e-32 or 8 H100 (a suggestion: not run yet)
 result:   published FID-50K (not reproduced here yet):
           8.3 at 7M steps by SDE, 2.06 with guidance 1.5
@@ -11,15 +11,15 @@ source:   SiT, arXiv 2401.08740, and its released code (linear path, velocity, u
 from dit_jax.data import ArrayRecords
 from dit_jax.diffusion import ClassifierFree, EulerMaruyama, Flow, Sampling
 from dit_jax.experiment import Experiment, RunFolder, Training
-from dit_jax.latents import CachedVAE
+from dit_jax.latents import VAE, Cached
 from dit_jax.presets import create_model
 from dit_jax.training.optimizer import AdamW
 
 experiment = Experiment(
     model=create_model("SiT-XL/2", dtype="bfloat16"),
     process=Flow(data_time=1),
-    data=ArrayRecords("data/imagenet256_latents", classes=1000),
-    latents=CachedVAE(scale=0.18215),
+    data=ArrayRecords("data/imagenet256_latents", classes=1000, record=(32, 32, 8), flip=True),
+    latents=Cached(VAE("weights/vae", scale=0.18215)),
     sampling=Sampling(EulerMaruyama(steps=250), ClassifierFree(scale=1.5, channels=3)),
     optimizer=AdamW(learning_rate=1e-4),
     training=Training(steps=7_000_000, batch_size=256, ema=(0.9999,)),

@@ -1,12 +1,14 @@
-"""`python -m dit_jax`: sample from a run, see its experts, convert, upcycle, list the models."""
+"""`python -m dit_jax`: sample, convert, cache-latents, upcycle, plan, and more: `--help`."""
 
 import pathlib
+import sys
 from typing import Literal
 
 import tyro
 
 from dit_jax import cli
-from dit_jax.interop.commands import FromTorch, ToTorch
+from dit_jax.interop.commands import RAE, FromTorch, ToTorch
+from dit_jax.parallel.mesh import Parallel
 
 
 def sample(
@@ -15,6 +17,8 @@ def sample(
     out: str = "grid.png",
     seed: int = 0,
     guidance: float | None = None,
+    weak: str | None = None,
+    sharing: str | None = None,
 ) -> None:
     """Draws images of a run.
 
@@ -23,21 +27,31 @@ def sample(
       labels: classes, separated by commas: one image each.
       out: PNG to write.
       seed: seed of the noise.
-      guidance: classifier-free guidance scale; the run's own by default.
+      guidance: guidance scale, classifier-free but with `weak`; the run's own by default.
+      weak: a worse run, for autoguidance.
+      sharing: when the condition encoder of a DDT runs: 5 for every fifth evaluation, 0,3,9 for
+        these, 1 for all; the run's own by default.
     """
     import dit_jax
     from dit_jax.images import save_grid
+    from dit_jax.parallel import hosts
 
     try:
         numbers = [int(label) for label in labels.split(",")]
     except ValueError as error:
         raise dit_jax.InputError(f"--labels '{labels}' are not numbers: try 3,3,7") from error
-    images = dit_jax.sample(dit_jax.load(run), numbers, seed=seed, guidance=guidance)
-    save_grid(pathlib.Path(out), images)
-    print(f"{len(images)} images: {out}")
+    shared = cli.parse_sharing(sharing)
+    cli.join_hosts()
+    worse = weak and dit_jax.load(weak)
+    options = {"seed": seed, "guidance": guidance, "weak": worse, "sharing": shared}
+    images = dit_jax.sample(dit_jax.load(run), numbers, **options)
+    if hosts.is_main():
+        save_grid(pathlib.Path(out), images)
+        print(f"{len(images)} images: {out}")
 
 
-def convert(command: FromTorch | ToTorch) -> None:
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes)
+def convert(command: FromTorch | ToTorch | RAE) -> None:
     """Converts PyTorch checkpoints, in and out."""
     for line in command():
         print(line)
@@ -105,6 +119,84 @@ def experts(
         print(line)
 
 
+def share_steps(
+    run: tyro.conf.Positional[str],
+    budget: int,
+    samples: int = 8,
+    seed: int = 0,
+    guidance: float | None = None,
+) -> None:
+    """Finds at which evaluations the condition encoder of a DDT should run, for --sharing.
+
+    By the dynamic programme of arXiv 2504.05741, for the run's own solver.
+
+    Args:
+      run: run folder, or one of its checkpoints.
+      budget: how many evaluations the encoder runs at.
+      samples: samples to look at.
+      seed: seed of the noise.
+      guidance: classifier-free guidance scale; the run's own by default.
+    """
+    import dit_jax
+    from dit_jax.sharing import find_steps
+
+    for line in find_steps(dit_jax.load(run), budget, samples, seed, guidance):
+        print(line)
+
+
+def inspect(checkpoint: tyro.conf.Positional[str], json: bool = False) -> None:
+    """Shows what a checkpoint holds: its trees, sizes, shardings and configuration.
+
+    Only metadata is read, whatever the size of the arrays.
+
+    Args:
+      checkpoint: run folder (its newest checkpoint), one of its checkpoints, or converted weights.
+      json: print JSON.
+    """
+    from dit_jax.storage.contents import read_contents
+    from dit_jax.storage.report import print_contents
+
+    print_contents(read_contents(checkpoint), json)
+
+
+def reshard(
+    checkpoint: tyro.conf.Positional[str],
+    out: tyro.conf.Positional[str],
+    items: tuple[str, ...] = (),
+    parallel: Parallel = Parallel(),  # noqa: B008
+) -> None:
+    """Writes a checkpoint anew, in parts that suit another mesh, or without some of its items.
+
+    Any mesh can restore any checkpoint; this makes it read whole parts of the files. The mesh's
+    devices need not be there.
+
+    Args:
+      checkpoint: run folder (its newest checkpoint), one of its checkpoints, or converted weights.
+      out: run folder to make.
+      items: what to keep, such as `params ema_0.9999`; all by default.
+      parallel: the mesh that will read it; one device by default.
+    """
+    from dit_jax.storage.rewriting import reshard
+
+    for line in reshard(checkpoint, out, parallel, items):
+        print(line)
+
+
+def plan() -> None:
+    """Compiles a training step for TPUs that are not there, and says what it would take."""
+    # Its options are followed by those of a configuration, which `main` gives it as they are.
+
+
+def cache_latents() -> None:
+    """Encodes a data set's images once for all, so that training on them needs no encoder."""
+    # As for `plan`.
+
+
+def latent_stats() -> None:
+    """Measures mean and variance of a data set's latents, which RAE normalises them by."""
+    # As for `plan`.
+
+
 def models() -> None:
     """Lists every preset with its size and the cost of one forward pass at 256 px."""
     from dit_jax.summary import print_presets
@@ -116,16 +208,34 @@ def main() -> None:
     """Runs the command that is asked for."""
     cli.setup_logging()
     with cli.one_line_errors():
+        if sys.argv[1:2] == ["plan"]:
+            from dit_jax.planning import command
+
+            return command.main(sys.argv[2:])
+        if sys.argv[1:2] == ["cache-latents"]:
+            from dit_jax.encoding import caching
+
+            return caching.main(sys.argv[2:])
+        if sys.argv[1:2] == ["latent-stats"]:
+            from dit_jax.encoding import statistics
+
+            return statistics.main(sys.argv[2:])
         tyro.extras.subcommand_cli_from_dict(
             {
+                "cache-latents": cache_latents,
                 "convert": convert,
                 "experts": experts,
+                "inspect": inspect,
+                "latent-stats": latent_stats,
                 "models": models,
+                "plan": plan,
+                "reshard": reshard,
                 "sample": sample,
+                "share-steps": share_steps,
                 "upcycle": upcycle,
             },
             prog="python -m dit_jax",
-            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+            config=(tyro.conf.OmitSubcommandPrefixes,),
         )
 
 

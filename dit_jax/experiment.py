@@ -13,10 +13,14 @@ from dit_jax.diffusion import Autoguidance, ClassifierFree, Process, Sampling
 from dit_jax.errors import InputError
 from dit_jax.evaluation.options import Evaluation
 from dit_jax.latents import Latents, Pixels
+from dit_jax.models.decoupled import check_decoupled
 from dit_jax.models.inputs import example_inputs
 from dit_jax.parallel.mesh import Parallel
+from dit_jax.parallel.sharding import Layout
+from dit_jax.randomness import Purpose, key_for
 from dit_jax.training.distillation import Distillation
 from dit_jax.training.optimizer import AdamW, Optimizer
+from dit_jax.training.state import TrainState, new_state, state_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Experiment:
     distillation: Distillation = dataclasses.field(default_factory=Distillation)
 
     def __post_init__(self):
-        _refuse_shared_modules(self)
+        refuse_shared_modules(self)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -113,7 +117,9 @@ class Experiment:
                 f"the process needs {wanted} output channels and the model gives "
                 f"{output.prediction.shape[-1]}: set model.learn_sigma"
             )
-        self.sampling.solver.check(self.process)
+        self.sampling.check(self.process)
+        if self.sampling.sharing.acts:
+            check_decoupled(self.model)
         self.distillation.check(learned_variance=wanted > shape[-1])
         classes, found = self.model.num_classes, self.data.num_classes
         if classes and classes != found:
@@ -130,28 +136,45 @@ class Experiment:
             )
         if self.run.sample_every and not self.latents.decodes:
             raise InputError(
-                f"{type(self.latents).__name__} cannot draw sample grids: set --run.sample-every 0"
+                "sample grids need the weights of a decoder: set them in `latents`, or "
+                "--run.sample-every 0"
             )
-        _check_numbers(self)
+        evaluation = self.evaluation
+        samples = {
+            "evaluation.samples": evaluation.samples,
+            "evaluation.held-out": evaluation.held_out,
+        }
+        _refuse_below(0, samples)
+        _refuse_below(1, {"evaluation.batch-size": evaluation.batch_size})
+        check_training(self.training, self.run)
+
+    def fresh_state(self) -> TrainState:
+        """Builds the training state before the first step."""
+        _, *inputs = example_inputs(self.shape)
+        params = self.model.init(key_for(self.training.seed, 0, Purpose.INIT), *inputs)["params"]
+        return new_state(params, self.optimizer.build(self.training.steps), self.training.ema)
+
+    def state_shardings(self, layout: Layout, abstract: TrainState) -> TrainState:
+        """Where a training state of these shapes lies."""
+        return state_shardings(layout, self.optimizer.build(self.training.steps), abstract)
 
 
-def trajectory_differences(old: Experiment, new: Experiment) -> list[str]:
+def trajectory_differences(old: Any, new: Any) -> list[str]:
     """Lists the differences that would make a resumed run another run.
 
     Where the run lies, how often it saves, how records are read and how work is divided may change.
     """
-    free = ("run", "loader", "parallel", "evaluation", "sampling", "init_from")
-    same = dataclasses.replace(new, **{name: getattr(old, name) for name in free})
+    free = {"run", "loader", "parallel", "evaluation", "sampling", "init_from", "held_out"}
+    kept = {name: getattr(old, name, None) for name in free & serialization.children(new).keys()}
+    same = dataclasses.replace(new, **kept)
     return serialization.differences(old, same)
 
 
-def _check_numbers(experiment: Experiment) -> None:
-    training, run, evaluation = experiment.training, experiment.run, experiment.evaluation
+def check_training(training: Training, run: RunFolder) -> None:
+    """Raises InputError where a number makes no sense."""
     at_least_0 = {
         "training.seed": training.seed,
         "run.sample-every": run.sample_every,
-        "evaluation.samples": evaluation.samples,
-        "evaluation.held-out": evaluation.held_out,
     }
     at_least_1 = {
         "training.steps": training.steps,
@@ -161,12 +184,9 @@ def _check_numbers(experiment: Experiment) -> None:
         "run.save-every": run.save_every,
         "run.keep": run.keep,
         "run.keep-every": run.keep_every or 1,
-        "evaluation.batch-size": evaluation.batch_size,
     }
-    for low, values in ((0, at_least_0), (1, at_least_1)):
-        for name, value in values.items():
-            if value < low:
-                raise InputError(f"--{name} is {value}: it must be at least {low}")
+    _refuse_below(0, at_least_0)
+    _refuse_below(1, at_least_1)
     if training.batch_size % training.accumulation:
         raise InputError(
             f"--training.accumulation {training.accumulation} does not divide the batch of "
@@ -178,7 +198,13 @@ def _check_numbers(experiment: Experiment) -> None:
         )
 
 
-def _refuse_shared_modules(experiment: Experiment) -> None:
+def _refuse_below(low: int, values: dict[str, int]) -> None:
+    for name, value in values.items():
+        if value < low:
+            raise InputError(f"--{name} is {value}: it must be at least {low}")
+
+
+def refuse_shared_modules(experiment: Any) -> None:
     """A module reachable twice would silently share its weights; tying is done explicitly."""
     seen: dict[int, str] = {}
 

@@ -6,11 +6,18 @@ from typing import Any
 
 import flax.linen as nn
 
-from dit_jax.diffusion import Flow, Gaussian, LogitNormal, Process
+from dit_jax.diffusion import (
+    Flow,
+    Gaussian,
+    LogitNormal,
+    Process,
+    TruncatedLogitNormal,
+    dimension_shift,
+)
 from dit_jax.errors import InputError
 from dit_jax.layers.mlp import SwiGLU
 from dit_jax.layers.rope import AxialRope
-from dit_jax.models import DDT, DiT, dit_moe, promoe
+from dit_jax.models import DDT, DiT, DiTDH, dit_moe, promoe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +80,15 @@ PRESETS |= {
     for size, patch in (("B", 1), ("B", 2), ("L", 2), ("XL", 1), ("XL", 2))
 }
 PRESETS |= {f"DDT-{size}/2": Preset(_ddt(size), _LOGNORMAL_FLOW, "ddt") for size in _DDT}
+# RAE (arXiv 2510.11690) diffuses the tokens of a ViT-B: 16 x 16 x 768 at 256 px.
+_RAE_SHAPE = (16, 16, 768)
+_RAE_FLOW = Flow(time=TruncatedLogitNormal(), shift=dimension_shift(_RAE_SHAPE))
+PRESETS |= {
+    f"DiT-DH-{size}": Preset(
+        DiTDH(depth=depth, hidden=hidden, heads=heads), _RAE_FLOW, "dit-dh", _RAE_SHAPE
+    )
+    for size, (depth, hidden, heads) in _SIZES.items()
+}
 # S and B were released with DiT's process, XL and G with a flow in the library's own clock. L was
 # not released, and is taken for one of the former.
 PRESETS |= {

@@ -16,6 +16,8 @@ class Purpose(enum.IntEnum):
     TIME = 2
     NOISE = 3
     DROPOUT = 4
+    CROP = 5
+    AUGMENT = 6
 
 
 def key_for(seed: int, step: jax.Array | int, purpose: Purpose) -> jax.Array:

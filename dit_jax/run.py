@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from dit_jax.checkpoint import ema_item, newest
+from dit_jax import serialization
+from dit_jax.checkpoint import Checkpoints, ema_item, newest
 from dit_jax.diffusion import Process
 from dit_jax.errors import InputError
 from dit_jax.experiment import Experiment
@@ -61,6 +62,38 @@ def load(folder: str, ema: float | None | str = "first", layout: Layout | None =
     Raises:
       InputError: there is no checkpoint, it lacks that EMA, or a size does not divide.
     """
+    checkpoints, item, run = _open(folder, ema, layout)
+    params = checkpoints.restore(run.step, {item: run.params})[item]
+    return dataclasses.replace(run, params=params)
+
+
+def describe(folder: str, layout: Layout) -> Run:
+    """Opens a run as `load` does, but with the shapes and places of its parameters for them."""
+    return _open(folder, "first", layout)[-1]
+
+
+def mismatches(there: Run, here: Experiment) -> list[str]:
+    """Why a run's model cannot stand beside that of an experiment, at the same inputs.
+
+    Which times were trained makes no difference.
+    """
+    free = ("process.time", "process.shift", "process.loss_weight")
+    process = serialization.differences(there.process, here.process, "process")
+    return [
+        *different("samples", there.shape, here.shape),
+        *different("classes", there.model.num_classes, here.model.num_classes),
+        *(line for line in process if not line.startswith(free)),
+    ]
+
+
+def different(what: str, there: Any, here: Any) -> list[str]:
+    """A line that says how two things differ, or none."""
+    return [] if there == here else [f"{what}: {there} there, {here} here"]
+
+
+def _open(
+    folder: str, ema: float | None | str, layout: Layout | None
+) -> tuple[Checkpoints, str, Run]:
     checkpoints, step = newest(folder)
     experiment, shape = checkpoints.experiment(step)
     decays = experiment.training.ema
@@ -71,6 +104,4 @@ def load(folder: str, ema: float | None | str = "first", layout: Layout | None =
     abstract = jax.eval_shape(experiment.model.init, *example_inputs(shape))["params"]
     device = SingleDeviceSharding(jax.local_devices()[0])
     shardings = layout.parameters(abstract) if layout else jax.tree.map(lambda _: device, abstract)
-    abstract = with_shardings(abstract, shardings)
-    params = checkpoints.restore(step, {item: abstract})[item]
-    return Run(experiment, shape, step, params)
+    return checkpoints, item, Run(experiment, shape, step, with_shardings(abstract, shardings))

@@ -7,24 +7,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from dit_jax.diffusion import (
     Autoguidance,
+    CachingDenoiser,
     ClassifierFree,
     Denoiser,
     Guidance,
     Process,
+    Sampling,
+    Sharing,
     Solver,
+    cache_first_half,
     sample_keys,
     sample_loop,
 )
 from dit_jax.errors import InputError
 from dit_jax.images import to_uint8
 from dit_jax.latents import Latents
+from dit_jax.models.decoupled import Decoupled, check_decoupled
 from dit_jax.parallel.mesh import Parallel
-from dit_jax.parallel.sharding import Layout
-from dit_jax.run import Run
+from dit_jax.parallel.sharding import Layout, place
+from dit_jax.run import Run, mismatches
 
 
 def sample(
@@ -34,6 +40,7 @@ def sample(
     seed: int = 0,
     solver: Solver | None = None,
     guidance: Guidance | float | None = None,
+    sharing: Sharing | None = None,
     weak: Run | None = None,
     batch_size: int | None = None,
     decode: bool = True,
@@ -51,13 +58,15 @@ def sample(
       seed: seed of the noise.
       solver: from noise to data; the run's own by default.
       guidance: a guidance scale (1 for none) or a guidance object; the run's own by default.
-      weak: the worse run, for Autoguidance.
+      sharing: evaluations that share a condition encoder's output (`Sharing()` for none); the run's
+        own by default.
+      weak: the worse run, for Autoguidance, which a scale alone means then.
       batch_size: samples drawn at once, over all devices; all by default.
       decode: return images; otherwise latents.
       mesh: devices to use; all by default.
 
     Returns:
-      uint8 images [N, H, W, C], or float32 latents [N, h, w, c].
+      uint8 images [N, H, W, C], or float32 latents [N, h, w, c]; all of them on every process.
 
     Raises:
       InputError: a label outside the classes, or parts that do not fit.
@@ -72,6 +81,7 @@ def sample(
         seed=seed,
         solver=solver,
         guidance=guidance,
+        sharing=sharing,
         weak=weak,
         decode=decode,
         mesh=mesh,
@@ -87,38 +97,38 @@ def sample_batches(
     seed: int = 0,
     solver: Solver | None = None,
     guidance: Guidance | float | None = None,
+    sharing: Sharing | None = None,
     weak: Run | None = None,
     decode: bool = True,
     mesh: Mesh | None = None,
 ) -> Iterator[np.ndarray]:
     """As `sample`, a batch at a time; batches but the last hold `batch_size` samples."""
-    solver = solver or run.experiment.sampling.solver
-    solver.check(run.process)
-    guidance = choose_guidance(run, guidance, weak)
+    sampling = choose_sampling(run, solver, guidance, sharing, weak)
     layout = Layout(mesh or Parallel().mesh())
     devices = layout.mesh.devices.size
     padded = -(-batch_size // devices) * devices
-    params = run.params, weak and weak.params, run.latents.load() if decode else None
-    params = jax.device_put(params, layout.replicated)
+    models = run.params, weak and weak.params
+    models = place(models, layout.parameters(models))
+    decoder = place(run.latents.load_decoder() if decode else None, layout.replicated)
     for start in range(0, len(labels), batch_size):
         # A short batch is filled up, so that one compiled program serves all.
         rows = np.arange(start, start + padded)
         chunk = labels[np.minimum(rows, len(labels) - 1)]
-        indices, chunk = jax.device_put((rows.astype(np.uint32), chunk), layout.batch)
+        indices, chunk = place((rows.astype(np.uint32), chunk), layout.batch)
         images = _generate(
             run.model,
             weak and weak.model,
             run.process,
             run.latents if decode else None,
-            solver,
-            guidance,
+            sampling,
             run.shape,
-            params,
+            (*models, decoder),
             chunk,
-            jax.device_put(np.uint32(seed), layout.replicated),
+            place(np.uint32(seed), layout.replicated),
             indices,
         )
-        yield np.asarray(images)[: min(batch_size, len(labels) - start)]
+        images = multihost_utils.process_allgather(images, tiled=True)
+        yield images[: min(batch_size, len(labels) - start)]
 
 
 def make_denoiser(model: Any, process: Process, params: Any) -> Denoiser:
@@ -129,6 +139,19 @@ def make_denoiser(model: Any, process: Process, params: Any) -> Denoiser:
         return model.apply({"params": params}, x, times, condition).prediction
 
     return denoise
+
+
+def make_caching_denoiser(model: Decoupled, process: Process, params: Any) -> CachingDenoiser:
+    """As `make_denoiser`, for a model of two halves: what its encoder returns is cached."""
+
+    def encode(x: jax.Array, t: jax.Array, condition: dict[str, jax.Array]) -> jax.Array:
+        times = jnp.broadcast_to(process.model_time(t), (len(x),))
+        return model.apply({"params": params}, x, times, condition, method="encode")
+
+    def decode(x: jax.Array, t: jax.Array, condition: dict, s: jax.Array) -> jax.Array:
+        return model.apply({"params": params}, x, s, method="decode").prediction
+
+    return cache_first_half(encode, decode)
 
 
 def check_labels(labels: Sequence[int], num_classes: int) -> np.ndarray:
@@ -158,6 +181,27 @@ def preview_labels(num_classes: int, rows: int = 8) -> np.ndarray:
     return np.tile(columns.astype(np.int32), (rows, 1))
 
 
+def choose_sampling(
+    run: Run,
+    solver: Solver | None = None,
+    guidance: Guidance | float | None = None,
+    sharing: Sharing | None = None,
+    weak: Run | None = None,
+) -> Sampling:
+    """Returns how to draw samples: what is asked for, else the run's own.
+
+    Raises:
+      InputError: the parts do not fit each other or the run.
+    """
+    own = run.experiment.sampling
+    guidance = choose_guidance(run, guidance, weak)
+    sampling = Sampling(solver or own.solver, guidance, sharing or own.sharing)
+    sampling.check(run.process)
+    if sampling.sharing.acts:
+        check_decoupled(run.model)
+    return sampling
+
+
 def choose_guidance(
     run: Run, guidance: Guidance | float | None, weak: Run | None = None
 ) -> Guidance | None:
@@ -166,10 +210,13 @@ def choose_guidance(
     Raises:
       InputError: it does not fit the model.
     """
+    if weak is not None:
+        _check_weak(run, guidance, weak)
     if guidance is None:
         guidance = run.experiment.sampling.guidance
     if isinstance(guidance, int | float):
-        guidance = ClassifierFree(float(guidance))
+        kind = ClassifierFree if weak is None else Autoguidance
+        guidance = kind(float(guidance))
     if guidance is None or guidance.scale == 1:
         return None
     if isinstance(guidance, Autoguidance) != (weak is not None):
@@ -179,24 +226,35 @@ def choose_guidance(
     return guidance
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
+def _check_weak(run: Run, guidance: Guidance | float | None, weak: Run) -> None:
+    if guidance is None:
+        raise InputError("a weak run guides by a scale: give --guidance too, 1.5 say")
+    if found := mismatches(weak, run.experiment):
+        raise InputError(f"the weak run cannot guide this one ({'; '.join(found)}): choose another")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _generate(
     model: Any,
     weak_model: Any,
     process: Process,
     latents: Latents | None,
-    solver: Solver,
-    guidance: Guidance | None,
+    sampling: Sampling,
     shape: tuple[int, int, int],
     params: tuple[Any, Any, Any],
     labels: jax.Array,
     seed: jax.Array,
     indices: jax.Array,
 ) -> jax.Array:
-    denoise = make_denoiser(model, process, params[0])
+    solver, guidance, sharing = sampling.solver, sampling.guidance, sampling.sharing
+    make = make_caching_denoiser if sharing.acts else make_denoiser
+    denoise = make(model, process, params[0])
     if isinstance(guidance, Autoguidance):
         denoise = guidance(denoise, make_denoiser(weak_model, process, params[1]))
     elif guidance is not None:
         denoise = guidance(denoise, model.null_condition)
-    x = sample_loop(process, solver, denoise, {"label": labels}, sample_keys(seed, indices), shape)
+    if sharing.acts:
+        denoise = sharing(denoise, solver.evaluations(process))
+    keys = sample_keys(seed, indices)
+    x = sample_loop(process, solver, denoise, {"label": labels}, keys, shape)
     return x if latents is None else to_uint8(latents.decode(params[2], x))

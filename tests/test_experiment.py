@@ -20,7 +20,7 @@ from dit_jax.diffusion import (
 from dit_jax.errors import InputError
 from dit_jax.evaluation.options import Evaluation
 from dit_jax.experiment import Experiment, RunFolder, Training, trajectory_differences
-from dit_jax.latents import CachedVAE
+from dit_jax.latents import VAE, Cached
 from dit_jax.layers.context import Context
 from dit_jax.layers.mlp import Mlp
 from dit_jax.models import DiT
@@ -139,7 +139,7 @@ FITTING = {
         "model": TINY.clone(num_classes=0),
         "sampling": Sampling(Euler(steps=2)),
     },
-    "cached latents": {"latents": CachedVAE(), "data": FakeSource(size=(4, 4, 8))},
+    "cached latents": {"latents": Cached(VAE()), "data": FakeSource(size=(4, 4, 8))},
     "real digits": {"data": Digits()},
     "accumulation": {"training": Training(batch_size=12, accumulation=4)},
     "ema of 0": {"training": Training(ema=(0.0, 0.5))},
@@ -177,13 +177,13 @@ MISFITS = {
     ),
     "grids without decoder": (
         {
-            "latents": CachedVAE(),
+            "latents": Cached(VAE()),
             "data": FakeSource(size=(4, 4, 8)),
             "run": RunFolder("unset", sample_every=10),
         },
-        "CachedVAE cannot draw sample grids: set --run.sample-every 0",
+        "sample grids need the weights of a decoder: set them in `latents`, or",
     ),
-    "odd cached channels": ({"latents": CachedVAE()}, "1 channels"),
+    "odd cached channels": ({"latents": Cached(VAE())}, "1 channels"),
 }
 
 
@@ -249,7 +249,7 @@ def test_what_would_fail_hours_later_is_refused_now(changes):
 
 def test_the_shape_is_that_of_the_latents():
     assert build().shape == (8, 8, 1)
-    assert build(latents=CachedVAE(), data=FakeSource(size=(4, 6, 8))).shape == (4, 6, 4)
+    assert build(latents=Cached(VAE()), data=FakeSource(size=(4, 6, 8))).shape == (4, 6, 4)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_what_does_not_change_the_trajectory_may_change(changes):
         ({"process": Flow(shift=2.0)}, ["process.shift: 1.0 -> 2.0"]),
         ({"process": Gaussian()}, ["process: Flow -> Gaussian"]),
         ({"data": FakeSource(flip=True)}, ["data.flip: False -> True"]),
-        ({"latents": CachedVAE()}, ["latents: Pixels -> CachedVAE"]),
+        ({"latents": Cached(VAE())}, ["latents: Pixels -> Cached"]),
         ({"training": Training(seed=1)}, ["training.seed: 0 -> 1"]),
         ({"distillation": Distillation("a")}, ["distillation.teacher: None -> 'a'"]),
         ({"training": Training(ema=(0.5,))}, ["training.ema.0: 0.9999 -> 0.5"]),

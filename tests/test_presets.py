@@ -1,3 +1,4 @@
+import dataclasses
 import pathlib
 import runpy
 
@@ -5,13 +6,15 @@ import jax
 import pytest
 
 import dit_jax
-from dit_jax.diffusion import Flow, Gaussian
+from dit_jax.data import ImageFolder
+from dit_jax.diffusion import Flow, Gaussian, dimension_shift
 from dit_jax.errors import InputError
 from dit_jax.experiment import Experiment
 from dit_jax.models import DiT
 from dit_jax.models.inputs import example_inputs
 from dit_jax.presets import PRESETS, create_model, find_preset
 from dit_jax.summary import count_parameters
+from dit_jax.training.reconstruction.experiment import DecoderExperiment
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 IMAGENET = {
@@ -21,8 +24,13 @@ IMAGENET = {
     "dit_xl_imagenet256": "DiT-XL/2",
     "dit_xl_imagenet512": "DiT-XL/2",
     "sit_xl_imagenet256": "SiT-XL/2",
+    "dit_dh_xl_imagenet256": "DiT-DH-XL",
+    "dit_dh_xl_imagenet512": "DiT-DH-XL",
     "dit_moe_s_imagenet256": "DiT-MoE-S/2-8E2A",
+    "dit_moe_g_imagenet256": "DiT-MoE-G/2-16E2A",
+    "dit_moe_g_imagenet512": "DiT-MoE-G/2-16E2A",
     "promoe_b_imagenet256": "ProMoE-B",
+    "promoe_xl_imagenet256": "ProMoE-XL",
 }
 # Parameters at 256 px by the released code's layers, the frozen position table included; DiT's by
 # patch 2, 4 and 8.
@@ -43,6 +51,10 @@ OTHER_PARAMETERS = {
     "DDT-B/2": 130_262_800,
     "DDT-L/2": 457_648_144,
     "DDT-XL/2": 674_646_352,
+    "DiT-DH-S": 196_455_764,
+    "DiT-DH-B": 294_295_892,
+    "DiT-DH-L": 621_744_436,
+    "DiT-DH-XL": 838_675_796,
     "DiT-MoE-S/2-8E2A": 199_307_552,
     "DiT-MoE-S/2-16E2A": 369_213_728,
     "DiT-MoE-B/2-8E2A": 795_861_536,
@@ -125,14 +137,16 @@ def test_a_hopeless_field_lists_them_all(field):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_is_an_experiment_with_its_facts(path):
     namespace = runpy.run_path(str(path))
-    assert isinstance(namespace["experiment"], Experiment)
+    assert isinstance(namespace["experiment"], Experiment | DecoderExperiment)
     for fact in ("command:", "hardware:", "result:", "source:"):
         assert fact in namespace["__doc__"]
     assert namespace["experiment"].run.dir == f"runs/{path.stem}"
 
 
 def test_every_imagenet_configuration_is_looked_at():
-    assert {path.stem for path in CONFIGS if "imagenet" in path.stem} == set(IMAGENET)
+    decoders = {"rae_decoder_imagenet256", "rae_decoder_imagenet512"}
+    found = {path.stem for path in CONFIGS if "imagenet" in path.stem}
+    assert found == IMAGENET.keys() | decoders
 
 
 @pytest.mark.parametrize("stem", IMAGENET)
@@ -142,6 +156,24 @@ def test_imagenet_configurations_train_the_presets(stem):
     preset = find_preset(IMAGENET[stem])
     same = {name: getattr(preset.model, name) for name in ("dtype", "remat", "num_classes")}
     assert experiment.model.clone(**same) == preset.model
-    assert experiment.process == preset.process
+    process = preset.process
+    if getattr(process, "shift", 1) != 1:  # It goes with the size of the latents.
+        process = dataclasses.replace(process, shift=dimension_shift(experiment.shape))
+    assert experiment.process == process
     experiment.sampling.solver.check(experiment.process)
-    assert experiment.data.num_classes == experiment.model.num_classes == 1000
+    assert experiment.model.num_classes == 1000
+    if not isinstance(experiment.data, ImageFolder):  # Which counts its subfolders.
+        assert experiment.data.num_classes == 1000
+
+
+@pytest.mark.parametrize("size", [256, 512])
+def test_a_decoders_configuration_is_that_of_its_diffusion_model(size):
+    def config(name):
+        return runpy.run_path(str(CONFIGS[0].with_name(f"{name}_imagenet{size}.py")))["experiment"]
+
+    decoder, model = config("rae_decoder"), config("dit_dh_xl")
+    assert decoder.latents.encoder == model.latents.encoder
+    assert decoder.latents.decoder == model.latents.decoder
+    assert decoder.shape == model.data.shape == (size, size, 3)
+    assert model.shape == (size // 16, size // 16, 768)
+    decoder.check()

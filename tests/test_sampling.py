@@ -10,7 +10,7 @@ import pytest
 import dit_jax
 from dit_jax.diffusion import DDPM, Autoguidance, ClassifierFree, Euler, Gaussian, Heun, Sampling
 from dit_jax.errors import InputError
-from dit_jax.latents import CachedVAE
+from dit_jax.latents import VAE, Cached
 from dit_jax.models import DiT
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.sampling import check_labels, choose_guidance, preview_labels, sample_batches
@@ -163,13 +163,26 @@ def test_the_null_label_cannot_be_guided(latents, unguided):
 def test_autoguidance_takes_a_weak_run(run, weak):
     guided = dit_jax.sample(run, LABELS, decode=False, guidance=Autoguidance(SCALE), weak=weak)
     assert_same(guided, by_hand(run, LABELS, SCALE, weak))
+    by_scale = dit_jax.sample(run, LABELS, decode=False, guidance=SCALE, weak=weak)
+    np.testing.assert_array_equal(by_scale, guided)
 
 
 def test_autoguidance_and_a_weak_run_go_together(run, weak):
     with pytest.raises(InputError, match="give both or neither"):
         dit_jax.sample(run, LABELS, guidance=Autoguidance(SCALE))
     with pytest.raises(InputError, match="give both or neither"):
-        dit_jax.sample(run, LABELS, guidance=SCALE, weak=weak)
+        dit_jax.sample(run, LABELS, guidance=ClassifierFree(SCALE), weak=weak)
+
+
+def test_a_weak_run_needs_a_scale_and_the_same_inputs(run, weak):
+    unguided = dataclasses.replace(
+        run.experiment, sampling=Sampling(run.experiment.sampling.solver)
+    )
+    with pytest.raises(InputError, match="a weak run guides by a scale: give --guidance too"):
+        dit_jax.sample(dataclasses.replace(run, experiment=unguided), LABELS, weak=weak)
+    other = dataclasses.replace(weak, shape=(4, 4, 1))
+    with pytest.raises(InputError, match=r"samples: \(4, 4, 1\) there, \(8, 8, 1\) here"):
+        dit_jax.sample(run, LABELS, guidance=SCALE, weak=other)
 
 
 def test_an_unconditional_model():
@@ -203,7 +216,7 @@ def test_a_gaussian_process_with_noise_of_its_own_per_sample():
 def test_latents_without_decoder_are_drawn_and_not_decoded(run, latents):
     """Compiling stops at the decoder: no work is wasted on samples that cannot be shown."""
     cached = dataclasses.replace(
-        run, experiment=dataclasses.replace(run.experiment, latents=CachedVAE())
+        run, experiment=dataclasses.replace(run.experiment, latents=Cached(VAE()))
     )
     np.testing.assert_array_equal(dit_jax.sample(cached, LABELS, decode=False), latents)
     with pytest.raises(InputError, match="decode=False"):

@@ -58,7 +58,7 @@ class DyDiLA(nn.Module):
         k = self._features(k, "k") - strength * self._redundancy(k, "k")
         # The kernel's own ReLU is what makes a negative difference zero.
         attend = functools.partial(linear_attention, eps=1e-8)
-        return on_each_device(attend, "batch", "tokens", "heads", "head")(q, k, v)
+        return on_each_device(attend, "batch", None, "mixed_heads", None)(q, k, v)
 
     def _redundancy(self, x: jax.Array, name: str) -> jax.Array:
         _, _, heads, width = x.shape

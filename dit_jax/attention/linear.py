@@ -34,7 +34,7 @@ class LinearAttention(TokenMixer):
             q, k = focus(q, self.power), focus(k, self.power)
         # The addend of the denominator is that of Sana's configurations.
         attend = functools.partial(linear_attention, eps=1e-8)
-        return on_each_device(attend, "batch", "tokens", "heads", "head")(q, k, v)
+        return on_each_device(attend, "batch", None, "mixed_heads", None)(q, k, v)
 
 
 def focus(x: jax.Array, power: float) -> jax.Array:

@@ -44,9 +44,9 @@ class LiT(nn.Module):
         if tokens != math.prod(grid):
             raise InputError(f"LiT's convolution wants the tokens of a grid {grid}, not {tokens}")
         attend = functools.partial(linear_attention, offset=_EPS, eps=_EPS * tokens)
-        mixed = on_each_device(attend, "batch", "tokens", "heads", "head")(q, k, v)
+        mixed = on_each_device(attend, "batch", None, "mixed_heads", None)(q, k, v)
         shape = (self.kernel, self.kernel, 1, width)
         kernel = self.param("conv_kernel", nn.initializers.zeros, shape)
         images = v.reshape(-1, *grid[-2:], heads * width)
-        images = depthwise(images, jnp.tile(kernel, heads), "heads")
+        images = depthwise(images, jnp.tile(kernel, heads), "mixed_channels")
         return mixed + images.reshape(v.shape)

@@ -12,11 +12,11 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dit_jax.data.source import Records
+from dit_jax.data.source import Record, Records, read_mirrored
 from dit_jax.errors import InputError, TrainingError
 
 Batch = dict[str, np.ndarray]
@@ -72,14 +72,12 @@ def batches(
     num_classes: int,
     flip: bool = False,
     loader: Loader = Loader(),
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """This process's share of the global batches of steps start, ..., steps - 1.
+    """This process's rows of the global batches of steps start, ..., steps - 1.
 
-    Row r of step s is global position s * batch_size + r; process p of P reads rows
-    [p * batch_size / P, (p + 1) * batch_size / P). Everything is a function of (seed, position),
-    so a resumed run, more workers or more processes see the same data, bit for bit.
+    Row r of step s is global position s * batch_size + r. Everything is a function of (seed,
+    position), so a resumed run, more workers or more processes see the same data, bit for bit.
 
     Args:
       records: an opened source.
@@ -90,41 +88,63 @@ def batches(
       num_classes: labels must lie below it; 0 for a set without labels.
       flip: mirror each image left to right with probability one half.
       loader: how records are read.
-      process_index: which share is read.
-      process_count: number of shares.
+      rows: which rows of each batch are read; all by default.
 
     Returns:
       An iterator of {"image": [b, H, W, C] as the records have it, "label": [b] int32}, where b is
-      batch_size / process_count. Its reader processes end when it is exhausted, closed or deleted.
+      the number of rows. Its reader processes end when it is exhausted, closed or deleted.
 
     Raises:
       InputError: the sizes do not fit together (here); a record is bad (while iterating).
       DataWorkerError: a reader process died (while iterating).
     """
-    if batch_size < 1 or batch_size % process_count:
-        raise InputError(
-            f"batch size {batch_size} does not divide among {process_count} processes: use a"
-            " positive multiple"
-        )
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}: it must be at least 1")
     if seed < 0:
         raise InputError(f"data seed {seed} is negative: use 0 or more")
     if not len(records):
         raise InputError("the data source holds no records")
-    share = batch_size // process_count
-    read = _ReadBatch(records, batch_size, process_index * share, share, seed, num_classes, flip)
-    iterator = _iterate(read, start, steps, loader)
-    # A program may end with its iterator half read; the interpreter's own clean-up comes too late
-    # for reader processes and their shared memory.
-    atexit.register(_close_if_alive, weakref.ref(iterator))
-    return iterator
+    rows = range(batch_size) if rows is None else rows
+    read = _ReadBatch(records, batch_size, tuple(map(int, rows)), seed, num_classes, flip)
+    return _start(read, start, steps, loader)
 
 
-def to_device(batches: Iterable[Batch], sharding, ahead: int = 2) -> Iterator[dict]:
-    """Places each process's share as global arrays, `ahead` batches before they are asked for.
+def batches_in_order(
+    records: Records,
+    spans: Sequence[range],
+    *,
+    num_classes: int,
+    loader: Loader = Loader(),
+) -> Iterator[Batch]:
+    """A batch of each span of records, as they are.
+
+    Args:
+      records: an opened source.
+      spans: numbers of the records of each batch.
+      num_classes: labels must lie below it; 0 for a set without labels.
+      loader: how records are read.
+
+    Returns:
+      An iterator such as that of `batches`.
+
+    Raises:
+      InputError: a record is bad (while iterating).
+      DataWorkerError: a reader process died (while iterating).
+    """
+    read = _ReadSpan(records, tuple(spans), num_classes)
+    return _start(read, 0, len(spans), loader)
+
+
+def to_device(
+    batches: Iterable[Batch], sharding, rows: np.ndarray, batch_size: int, ahead: int = 2
+) -> Iterator[dict]:
+    """Places each process's rows as global arrays, `ahead` batches before they are asked for.
 
     Args:
       batches: batches of this process's rows.
       sharding: a jax.sharding.Sharding of the leading axis over the devices of all processes.
+      rows: which rows of the global batch these are, ascending; all that its devices hold.
+      batch_size: rows of the global batch.
       ahead: batches in flight to the device besides the one in use.
 
     Yields:
@@ -132,7 +152,13 @@ def to_device(batches: Iterable[Batch], sharding, ahead: int = 2) -> Iterator[di
     """
     import jax
 
-    place = functools.partial(jax.make_array_from_process_local_data, sharding)
+    def place(local: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first, last, _ = index[0].indices(batch_size)
+            return local[slice(*np.searchsorted(rows, (first, last)))]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, part)
+
     source = iter(batches)
     ready = collections.deque()
     try:
@@ -159,30 +185,48 @@ class _ReadBatch:
 
     records: Records
     batch_size: int
-    first_row: int
-    rows: int
+    rows: tuple[int, ...]
     seed: int
     num_classes: int
     flip: bool
 
     def __call__(self, step: int) -> Batch:
-        first = step * self.batch_size + self.first_row
-        rows = [self.read(position) for position in range(first, first + self.rows)]
-        images, labels = zip(*rows)
+        first = step * self.batch_size
+        images, labels = zip(*(self.read(first + row) for row in self.rows))
         return {"image": np.stack(images), "label": np.array(labels, np.int32)}
 
     def read(self, position: int) -> tuple[np.ndarray, int]:
         index = order(position, len(self.records), self.seed)
-        record = self.records[index]
-        image, label = record["image"], record["label"]
-        if not 0 <= label < max(self.num_classes, 1):
-            raise InputError(
-                f"record {index} has label {label}, outside the {self.num_classes} classes of the"
-                " data source"
+        mirror = self.flip and _mirrored(self.seed, position)
+        record = read_mirrored(self.records, index) if mirror else self.records[index]
+        return _image_and_label(record, index, self.num_classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReadSpan:
+    """Reads one span of records; travels to the reader processes by pickle."""
+
+    records: Records
+    spans: tuple[range, ...]
+    num_classes: int
+
+    def __call__(self, number: int) -> Batch:
+        images, labels = zip(
+            *(
+                _image_and_label(self.records[index], index, self.num_classes)
+                for index in self.spans[number]
             )
-        if self.flip and _mirrored(self.seed, position):
-            image = image[:, ::-1]
-        return image, label
+        )
+        return {"image": np.stack(images), "label": np.array(labels, np.int32)}
+
+
+def _image_and_label(record: Record, index: int, num_classes: int) -> tuple[np.ndarray, int]:
+    if not 0 <= record["label"] < max(num_classes, 1):
+        raise InputError(
+            f"record {index} has label {record['label']}, outside the {num_classes} classes of the"
+            " data source"
+        )
+    return record["image"], record["label"]
 
 
 def _mirrored(seed: int, position: int) -> bool:
@@ -190,7 +234,18 @@ def _mirrored(seed: int, position: int) -> bool:
     return bool(bits >> 63)
 
 
-def _iterate(read: _ReadBatch, start: int, steps: int, loader: Loader) -> Iterator[Batch]:
+def _start(read: Callable[[int], Batch], start: int, steps: int, loader: Loader) -> Iterator[Batch]:
+    """The iterator over batches start, ..., steps - 1."""
+    iterator = _iterate(read, start, steps, loader)
+    # A program may end with its iterator half read; the interpreter's own clean-up comes too late
+    # for reader processes and their shared memory.
+    atexit.register(_close_if_alive, weakref.ref(iterator))
+    return iterator
+
+
+def _iterate(
+    read: Callable[[int], Batch], start: int, steps: int, loader: Loader
+) -> Iterator[Batch]:
     """Runs `read` over the steps, ahead of time, and ends what it started."""
     import grain
 

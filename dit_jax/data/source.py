@@ -17,7 +17,11 @@ class Record(TypedDict):
 
 
 class Records(Protocol):
-    """An opened source: a picklable sequence of records, safe to read from many threads."""
+    """An opened source: a picklable sequence of records, safe to read from many threads.
+
+    Where `image` is not pixels that change places when an image is mirrored, there is also a method
+    `mirrored(index)`: the record of the mirrored image.
+    """
 
     def __len__(self) -> int: ...
 
@@ -51,3 +55,15 @@ class Source(abc.ABC):
         Raises:
           InputError: the data is missing, empty or not what the fields promise.
         """
+
+
+def read_mirrored(records: Records, index: int) -> Record:
+    """The record of an image mirrored left to right."""
+    if hasattr(records, "mirrored"):
+        return records.mirrored(index)
+    return mirror_pixels(records[index])
+
+
+def mirror_pixels(record: Record) -> Record:
+    """Mirrors the pixels of a record left to right."""
+    return Record(image=record["image"][:, ::-1], label=record["label"])

@@ -1,7 +1,6 @@
 """Guidance: a denoiser pushed away from a worse one.
 
-A denoiser is a function (x, t, condition) -> output, t a scalar of library time (0 data, 1 noise,
-never the model's own clock); guidance takes one and returns one.
+Guidance takes a denoiser and returns one (diffusion/denoiser.py).
 """
 
 import dataclasses
@@ -11,8 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-Condition = dict[str, jax.Array]
-Denoiser = Callable[[jax.Array, jax.Array, Condition], jax.Array]
+from dit_jax.diffusion.denoiser import CachingDenoiser, Condition, Denoiser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +48,52 @@ class ClassifierFree(Guidance):
     channels: int | None = None
 
     def __call__(
-        self, denoise: Denoiser, null_condition: Callable[[Condition], Condition]
-    ) -> Denoiser:
-        """Wraps a denoiser, given the map from a condition to its absence."""
+        self,
+        denoise: Denoiser | CachingDenoiser,
+        null_condition: Callable[[Condition], Condition],
+    ) -> Denoiser | CachingDenoiser:
+        """Wraps a denoiser, given the map from a condition to its absence.
+
+        Of one that caches, both halves of the pair are cached, and refreshed together: outside the
+        interval too, so that guidance finds both wherever it sets in.
+        """
+
+        def twice(x: jax.Array, condition: Condition) -> tuple[jax.Array, Condition]:
+            null = null_condition(condition)
+            pair = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), condition, null)
+            return jnp.concatenate([x, x]), pair
+
+        def extrapolate(output: jax.Array, x: jax.Array) -> jax.Array:
+            conditional, unconditional = jnp.split(output, 2)
+            return self._extrapolate(conditional, unconditional, self.channels or x.shape[-1])
 
         def guided(x: jax.Array, t: jax.Array, condition: Condition) -> jax.Array:
             def both() -> jax.Array:
-                pair = jax.tree.map(
-                    lambda c, n: jnp.concatenate([c, n]), condition, null_condition(condition)
-                )
-                output = denoise(jnp.concatenate([x, x]), t, pair)
-                conditional, unconditional = jnp.split(output, 2)
-                return self._extrapolate(conditional, unconditional, self.channels or x.shape[-1])
+                doubled, pair = twice(x, condition)
+                return extrapolate(denoise(doubled, t, pair), x)
 
             return jax.lax.cond(self._inside(t), both, lambda: denoise(x, t, condition))
 
-        return guided
+        def start(x: jax.Array, condition: Condition) -> Any:
+            return denoise.start(*twice(x, condition))
+
+        def evaluate(x: jax.Array, t: jax.Array, condition: Condition, cache: Any, refresh):
+            inside = self._inside(t)
+
+            def both() -> tuple[jax.Array, Any]:
+                doubled, pair = twice(x, condition)
+                output, kept = denoise.evaluate(doubled, t, pair, cache, refresh)
+                return jnp.where(inside, extrapolate(output, x), output[: len(x)]), kept
+
+            def alone() -> tuple[jax.Array, Any]:
+                half = jax.tree.map(lambda leaf: leaf[: len(x)], cache)
+                output, half = denoise.evaluate(x, t, condition, half, False)
+                return output, jax.tree.map(lambda c, h: c.at[: len(x)].set(h), cache, half)
+
+            return jax.lax.cond(inside | refresh, both, alone)
+
+        caches = isinstance(denoise, CachingDenoiser)
+        return CachingDenoiser(start, evaluate) if caches else guided
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,12 @@ import dataclasses
 
 import jax
 
-from dit_jax.diffusion.guidance import Condition, Denoiser, Guidance
+from dit_jax.diffusion.denoiser import Condition, Denoiser, StatefulDenoiser
+from dit_jax.diffusion.guidance import Autoguidance, Guidance
 from dit_jax.diffusion.process import Process
+from dit_jax.diffusion.sharing import Sharing
 from dit_jax.diffusion.solvers import Solver
+from dit_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +19,23 @@ class Sampling:
     Attributes:
       solver: from noise to data.
       guidance: how the denoiser is pushed, or None.
+      sharing: evaluations that share the output of a condition encoder, for a model that has one.
     """
 
     solver: Solver
     guidance: Guidance | None = None
+    sharing: Sharing = Sharing()
+
+    def check(self, process: Process) -> None:
+        """Raises InputError where the parts do not fit each other or the process."""
+        self.solver.check(process)
+        if self.sharing.acts:
+            self.sharing.refreshes(self.solver.evaluations(process))
+            if isinstance(self.guidance, Autoguidance):
+                raise InputError(
+                    "Autoguidance has two models, and shares the encoder of neither: leave "
+                    "sharing or guidance out"
+                )
 
 
 def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
@@ -30,7 +46,7 @@ def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
 def sample_loop(
     process: Process,
     solver: Solver,
-    denoise: Denoiser,
+    denoise: Denoiser | StatefulDenoiser,
     condition: Condition,
     keys: jax.Array,
     shape: tuple[int, ...],
@@ -40,6 +56,11 @@ def sample_loop(
     Raises:
       InputError: the solver does not fit the process.
     """
+    x, keys = initial_noise(keys, shape)
+    return solver(process, denoise, x, condition, keys)
+
+
+def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Returns noise [B, *shape], float32, and keys [B] for the steps that follow."""
     pairs = jax.vmap(jax.random.split)(keys)
-    x = jax.vmap(lambda key: jax.random.normal(key, shape))(pairs[:, 0])
-    return solver(process, denoise, x, condition, pairs[:, 1])
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(pairs[:, 0]), pairs[:, 1]

@@ -2,8 +2,10 @@
 
 import abc
 import dataclasses
+import math
 
 import jax
+import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,42 @@ class LogitNormal(TimeSampler):
 
     def __call__(self, key, batch):
         return jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (batch,)))
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedLogitNormal(TimeSampler):
+    """A logit-normal without the times beyond `stop`, by its inverse distribution function.
+
+    RAE (arXiv 2510.11690) trains on it.
+
+    Attributes:
+      mean: location before the sigmoid; positive leans towards noise.
+      std: scale before the sigmoid.
+      stop: largest time.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    stop: float = 0.999
+
+    def __call__(self, key, batch):
+        cut = (math.log(self.stop / (1 - self.stop)) - self.mean) / self.std
+        share = jax.random.uniform(key, (batch,), maxval=jax.scipy.stats.norm.cdf(cut))
+        # Beyond the least float that is not zero, the normal is infinite.
+        normal = jax.scipy.special.ndtri(jnp.maximum(share, jnp.finfo(share.dtype).tiny))
+        return jax.nn.sigmoid(self.mean + self.std * normal)
+
+
+def dimension_shift(shape: tuple[int, ...], base: int = 4096) -> float:
+    """The shift for samples of many dimensions: sqrt(dimensions / base) (arXiv 2510.11690).
+
+    Noise hides a sample of more dimensions less, so that training and sampling need more of it.
+
+    Args:
+      shape: shape of one sample, such as (16, 16, 768).
+      base: dimensions whose times need no shift.
+    """
+    return math.sqrt(math.prod(shape) / base)
 
 
 def shift_time(t: jax.Array, shift: float) -> jax.Array:

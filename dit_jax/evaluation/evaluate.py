@@ -1,25 +1,29 @@
 """Generate, save and measure: what `evaluate.py` and the end of training do."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import rich.progress
 import rich.table
+from jax.sharding import Mesh
 
-from dit_jax.diffusion import Guidance
+from dit_jax.diffusion import Guidance, Sampling, Sharing
 from dit_jax.errors import InputError
 from dit_jax.evaluation.frechet import frechet_distance
 from dit_jax.evaluation.held_out import held_out_loss
 from dit_jax.evaluation.judge import stack
 from dit_jax.evaluation.options import Evaluation
 from dit_jax.images import save_grid
+from dit_jax.parallel import hosts
 from dit_jax.run import Run
-from dit_jax.sampling import choose_guidance, sample_batches
+from dit_jax.sampling import choose_sampling, sample_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,9 @@ def evaluate(
     folder: pathlib.Path,
     options: Evaluation,
     guidance: Guidance | float | None = None,
+    sharing: Sharing | None = None,
+    weak: Run | None = None,
+    mesh: Mesh | None = None,
 ) -> Report:
     """Generates samples into `folder` and measures them.
 
@@ -60,6 +67,9 @@ def evaluate(
       folder: where to write.
       options: how many samples, and who judges them.
       guidance: guidance scale or object; the run's own by default.
+      sharing: evaluations that share a condition encoder's output; the run's own by default.
+      weak: the worse run, for autoguidance, which a scale alone means then.
+      mesh: devices to use; all by default, with a copy of the model each.
 
     Raises:
       InputError: too few samples are asked for, or the latents cannot be decoded.
@@ -70,20 +80,29 @@ def evaluate(
         )
     if options.judge is not None and options.samples < 2:
         raise InputError("one sample has no distribution to judge: ask for at least 2")
-    protocol = _protocol(run, options, choose_guidance(run, guidance))
+    protocol = _protocol(run, options, choose_sampling(run, None, guidance, sharing, weak), weak)
     classes = run.model.num_classes
     labels = (np.arange(options.samples) % max(classes, 1)).astype(np.int32)
-    folder.mkdir(parents=True, exist_ok=True)
-    images = _generate_to_file(run, labels, folder / "samples.npy", options, guidance)
-    _save_npz(folder / "samples.npz", images)
-    save_grid(folder / "grid.png", images[: 10 * (classes or 10)], classes or 10)
-    metrics = {} if options.judge is None else judge_samples(run, images, labels, options)
+    samples = folder / "samples.npy"
+    hosts.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+    chosen = {"guidance": guidance, "sharing": sharing, "weak": weak}
+    sample = functools.partial(sample_batches, seed=options.seed, mesh=mesh, **chosen)
+    _to_file(sample(run, labels, options.batch_size), len(labels), samples)
+
+    def look() -> dict[str, float]:
+        images = np.load(samples, mmap_mode="r")
+        _save_npz(folder / "samples.npz", images)
+        save_grid(folder / "grid.png", images[: 10 * (classes or 10)], classes or 10)
+        return {} if options.judge is None else judge_samples(run, images, labels, options)
+
+    metrics = hosts.on_main(look)
     if options.held_out:
         size = options.batch_size
         metrics["held_out_loss"] = held_out_loss(run, options.held_out, size, options.seed)
     report = Report(metrics, protocol)
-    (folder / "metrics.json").write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n")
-    (folder / "samples.npy").unlink()
+    text = json.dumps(dataclasses.asdict(report), indent=2) + "\n"
+    hosts.on_main(lambda: (folder / "metrics.json").write_text(text))
+    hosts.on_main(samples.unlink)
     return report
 
 
@@ -104,28 +123,23 @@ def judge_samples(
     return metrics
 
 
-def _generate_to_file(
-    run: Run,
-    labels: np.ndarray,
-    path: pathlib.Path,
-    options: Evaluation,
-    guidance: Guidance | float | None,
-) -> np.ndarray:
-    """Streams samples to a memory-mapped file, so that no host holds them all."""
-    batches = sample_batches(run, labels, options.batch_size, seed=options.seed, guidance=guidance)
+def _to_file(batches: Iterator[np.ndarray], count: int, path: pathlib.Path) -> None:
+    """Streams samples to a memory-mapped file of the main process: no host holds them all."""
     images = None
     done = 0
-    with rich.progress.Progress() as progress:
-        task = progress.add_task("sampling", total=len(labels))
+    with rich.progress.Progress(disable=not hosts.is_main()) as progress:
+        task = progress.add_task("sampling", total=count)
         for batch in batches:
+            if not hosts.is_main():
+                continue
             if images is None:
-                shape = (len(labels), *batch.shape[1:])
+                shape = (count, *batch.shape[1:])
                 images = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
             images[done : done + len(batch)] = batch
             done += len(batch)
             progress.update(task, completed=done)
-    images.flush()
-    return images
+    if images is not None:
+        images.flush()
 
 
 def _save_npz(path: pathlib.Path, images: np.ndarray) -> None:
@@ -136,14 +150,18 @@ def _save_npz(path: pathlib.Path, images: np.ndarray) -> None:
         np.lib.format.write_array(file, images)
 
 
-def _protocol(run: Run, options: Evaluation, guidance: Guidance | None) -> dict[str, Any]:
+def _protocol(
+    run: Run, options: Evaluation, sampling: Sampling, weak: Run | None
+) -> dict[str, Any]:
     return {
         "step": run.step,
         "samples": options.samples,
         "labels": "balanced, in turn" if run.model.num_classes else "none",
         "seed": options.seed,
-        "solver": repr(run.experiment.sampling.solver),
-        "guidance": repr(guidance),
+        "solver": repr(sampling.solver),
+        "guidance": repr(sampling.guidance),
+        "weak run": weak and f"{weak.experiment.run.dir}, step {weak.step}",
+        "sharing": repr(sampling.sharing) if sampling.sharing.acts else None,
         "parameters": f"EMA {run.experiment.training.ema[0]}",
         "compute dtype": getattr(run.model, "dtype", "float32"),
         "uint8": "truncate(127.5 x + 128)",

@@ -1,4 +1,4 @@
-"""`python -m dit_jax convert`: its two commands."""
+"""`python -m dit_jax convert`: its commands."""
 
 import dataclasses
 from typing import Annotated
@@ -19,6 +19,7 @@ class FromTorch:
       num_classes: number of classes, where it is not to be the file's.
       reinitialise: beginnings of the paths of parameters to initialise anew, such as label_embed.
       vae: folder of the converted autoencoder that this model's samples are latents of.
+      rae: the same for a representation autoencoder, all of which the folder holds.
     """
 
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
@@ -29,6 +30,7 @@ class FromTorch:
     num_classes: int | None = None
     reinitialise: tuple[str, ...] = ()
     vae: str | None = None
+    rae: str | None = None
 
     def __call__(self) -> list[str]:
         from dit_jax.interop.convert import convert_from_torch
@@ -60,3 +62,26 @@ class ToTorch:
 
         ema = None if self.raw else (self.ema or "first")
         return convert_to_torch(self.run, self.file, layout=self.layout, ema=ema)
+
+
+@dataclasses.dataclass(frozen=True)
+class RAE:
+    """Joins the parts of a representation autoencoder, for to-torch, from-torch --rae, or training.
+
+    Attributes:
+      out: folder to make.
+      encoder: folder of a vision encoder that from-torch made.
+      decoder: folder of its decoder, or the run that trained it.
+      statistics: folder of the latents' statistics, of from-torch or of latent-stats.
+    """
+
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    encoder: str
+    decoder: str
+    statistics: str | None = None
+
+    def __call__(self) -> list[str]:
+        from dit_jax.interop.rae import join_rae
+
+        options = dataclasses.asdict(self)
+        return join_rae(options.pop("out"), **options)

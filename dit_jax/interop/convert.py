@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +12,10 @@ from dit_jax.interop.engine import make_plan
 from dit_jax.interop.files import StateDict, open_state_dict
 from dit_jax.interop.layout import Found, Layout
 from dit_jax.interop.layouts import choose_export, choose_layout
-from dit_jax.interop.store import Converted, Source, write_converted
+from dit_jax.interop.rae import latents_of
+from dit_jax.interop.store import Converted, Source, new_folder, write_converted
 from dit_jax.interop.writing import write_state_dict
+from dit_jax.latents import Latents
 from dit_jax.latents.vae import VAE, AutoencoderKL
 from dit_jax.presets import create_model, find_preset
 
@@ -29,6 +30,7 @@ def convert_from_torch(
     num_classes: int | None = None,
     reinitialise: Sequence[str] = (),
     vae: str | None = None,
+    rae: str | None = None,
 ) -> list[str]:
     """Converts a PyTorch checkpoint into a folder that `dit_jax.load` opens.
 
@@ -43,6 +45,7 @@ def convert_from_torch(
       num_classes: number of classes, where it is not to be the file's.
       reinitialise: beginnings of the paths of parameters to initialise anew.
       vae: folder of the converted autoencoder that this model's samples are latents of.
+      rae: the same for a representation autoencoder, all of which the folder holds.
 
     Returns:
       What was done, a line each.
@@ -50,25 +53,22 @@ def convert_from_torch(
     Raises:
       InputError: lists everything in the file that does not fit.
     """
-    target = pathlib.Path(out).expanduser()
-    if target.exists():
-        raise InputError(f"'{out}' is there already: choose another folder")
+    new_folder(out)
+    if vae is not None and rae is not None:
+        raise InputError("--vae and --rae: samples are latents of one autoencoder, name one")
     state = open_state_dict(file, group)
     family = choose_layout(state.shapes, layout, model and find_preset(model).layout)
     found = _change_model(family.describe(state.shapes, _config(family, state)), model, num_classes)
     if vae is not None:
-        found = _decoded_by(vae, found)
+        found = _decoded_by(*_vae(vae), found)
+    if rae is not None:
+        latents = latents_of(rae)
+        found = _decoded_by(latents, latents.decoder.patch, latents.decoder.channels, found)
     plan = make_plan(family.entries(found), state.shapes, found.abstract(), reinitialise)
     source = Source(
         pathlib.Path(file).name, _sha256(state.files), family.name, state.group, family.licence
     )
-    scratch = target.with_name(target.name + ".incomplete")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        write_converted(str(scratch), plan, state.tensors, found, source)
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    write_converted(out, plan, state.tensors, found, source)
     chosen = f", its '{state.group}' weights" if state.group else ""
     others = f" (not {', '.join(state.passed_over)})" if state.passed_over else ""
     return [f"{source.file}{chosen}{others}, read as {family.name}", *plan.report()]
@@ -128,26 +128,28 @@ def _change_model(found: Found, model: str | None, num_classes: int | None) -> F
     return dataclasses.replace(found, module=module, experiment=experiment)
 
 
-def _decoded_by(folder: str, found: Found) -> Found:
-    """Lets an autoencoder decode a model's samples."""
-    autoencoder = Converted(folder, ema=None).found
-    if found.experiment is None or not isinstance(autoencoder.module, AutoencoderKL):
-        raise InputError(f"--vae '{folder}': give the folder of a VAE, and convert a model of it")
-    settings = autoencoder.notes["latent_space"]
-    latents = VAE(
-        folder,
-        autoencoder.module,
-        scale=settings["scaling_factor"],
-        shift=settings.get("shift_factor") or 0.0,
-    )
+def _vae(folder: str) -> tuple[VAE, int, int]:
+    """The latent space of an autoencoder, its factor, and its images' channels."""
+    found = Converted(folder, ema=None).found
+    if not isinstance(found.module, AutoencoderKL):
+        raise InputError(f"--vae '{folder}' holds a {type(found.module).__name__}, not a VAE")
+    settings = found.notes["latent_space"]
+    scale, shift = settings["scaling_factor"], settings.get("shift_factor") or 0.0
+    latents = VAE(folder, found.module, scale=scale, shift=shift)
+    return latents, found.module.factor, found.module.image_channels
+
+
+def _decoded_by(latents: Latents, factor: int, image_channels: int, found: Found) -> Found:
+    """Lets an autoencoder decode a model's samples, whose sides grow by `factor`."""
+    if found.experiment is None:
+        raise InputError(f"a {type(found.module).__name__} has no samples to decode")
     height, width, channels = found.inputs[1].shape[1:]
-    if channels != autoencoder.module.latent_channels:
+    images = (height * factor, width * factor, image_channels)
+    theirs = latents.shape(images)[-1]
+    if channels != theirs:
         raise InputError(
-            f"--vae '{folder}' has latents of {autoencoder.module.latent_channels} channels, and "
-            f"this model's have {channels}"
+            f"the autoencoder has latents of {theirs} channels, and this model's have {channels}"
         )
-    factor = autoencoder.module.factor
-    images = (height * factor, width * factor, autoencoder.module.image_channels)
     data = dataclasses.replace(found.experiment.data, array_shape=images)
     experiment = dataclasses.replace(found.experiment, latents=latents, data=data)
     return dataclasses.replace(found, experiment=experiment)

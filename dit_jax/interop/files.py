@@ -13,27 +13,14 @@ from typing import Any
 import numpy as np
 
 from dit_jax.errors import InputError
+from dit_jax.interop.legacy import load_legacy
+from dit_jax.interop.stored import StoredTensor
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".index.json")
 # Wrappers that leave their name before every key: DataParallel and torch.compile.
 _PREFIXES = ("module.", "_orig_mod.")
 # What training scripts call the weights to sample with, then the others, in order of preference.
-_GROUPS = ("ema", "ema_denoiser", "model", "denoiser", "state_dict")
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """A tensor that has not been read yet.
-
-    Attributes:
-      shape: its shape.
-      dtype: name of its dtype, such as `bfloat16`.
-      read: reads it.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], np.ndarray]
+_GROUPS = ("ema", "ema_denoiser", "model", "denoiser", "state_dict", "teacher", "student")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +106,13 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
         with safetensors.safe_open(path, "np") as handle:
             return handle.get_tensor(key)
 
-    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    names = {
+        "F64": "float64",
+        "F32": "float32",
+        "F16": "float16",
+        "BF16": "bfloat16",
+        "I64": "int64",
+    }
     try:
         with safetensors.safe_open(path, "np") as handle:
             slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
@@ -132,15 +125,21 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
     }
 
 
-def _open_pickle(path: pathlib.Path) -> dict[str, Any]:
+def _open_pickle(path: pathlib.Path) -> Any:
+    load = _load_zipped if zipfile.is_zipfile(path) else load_legacy
+    try:
+        return load(path)
+    except InputError:
+        raise
+    except Exception as error:  # Whatever a hostile or truncated file makes it raise.
+        raise InputError(_pickle_complaint(path, error)) from error
+
+
+def _load_zipped(path: pathlib.Path) -> Any:
     torch = import_torch()
     # Training scripts save their parsed options beside the weights; a Namespace holds just values.
     with torch.serialization.safe_globals([argparse.Namespace]):
-        try:
-            mmap = zipfile.is_zipfile(path)  # Files of before PyTorch 1.6 are no zip archives.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        except Exception as error:  # Whatever a hostile or truncated file makes it raise.
-            raise InputError(_pickle_complaint(path, error)) from error
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _pickle_complaint(path: pathlib.Path, error: Exception) -> str:

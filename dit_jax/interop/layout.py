@@ -4,10 +4,12 @@ import abc
 import dataclasses
 import re
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from dit_jax.errors import InputError
 from dit_jax.experiment import Experiment
@@ -73,8 +75,13 @@ class Layout(abc.ABC):
     def entries(self, found: Found) -> list[Entry]:
         """Rules for every tensor of the state dict of a model."""
 
-    def write_config(self, found: Found) -> dict[str, Any]:
-        """The configuration that goes beside the weights, where `config` names one."""
+    def write_config(self, found: Found, read: Callable[[str], np.ndarray]) -> dict[str, Any]:
+        """The configuration that goes beside the weights, where `config` names one.
+
+        Args:
+          found: the model.
+          read: reads one of the tensors that are written, by its key.
+        """
         raise NotImplementedError
 
 

@@ -1,7 +1,9 @@
 """Converted weights on disk, written and read one layer at a time."""
 
 import dataclasses
+import pathlib
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,10 +16,11 @@ from dit_jax import serialization
 from dit_jax.checkpoint import Checkpoints, ema_item, newest
 from dit_jax.errors import InputError
 from dit_jax.interop.engine import Plan, TorchTensor, by_path, to_jax, to_torch
-from dit_jax.interop.files import StoredTensor
 from dit_jax.interop.layout import Found
 from dit_jax.interop.rules import Entry, Fixed, Rule
+from dit_jax.interop.stored import StoredTensor
 from dit_jax.models.inputs import example_inputs
+from dit_jax.training.reconstruction.experiment import DecoderExperiment
 
 _PARAMS, _CARRIED = "params", "carried"
 
@@ -50,10 +53,41 @@ def write_converted(
 ) -> None:
     """Writes a checkpoint as a plan says; dtypes stay what they were, `load` casts to float32.
 
+    A failure leaves nothing behind.
+
     Raises:
-      InputError: a value does not fit, see `to_jax`.
+      InputError: the folder is there already, or a value does not fit, see `to_jax`.
       TrainingError: the disk refused.
     """
+    target = new_folder(folder)
+    scratch = target.with_name(target.name + ".incomplete")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        _write(str(scratch), plan, tensors, found, source)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def new_folder(folder: str) -> pathlib.Path:
+    """Path of a folder that is to be made.
+
+    Raises:
+      InputError: it is there already.
+    """
+    path = pathlib.Path(folder).expanduser()
+    if path.exists():
+        raise InputError(f"'{folder}' is there already: choose another folder")
+    return path
+
+
+def _write(
+    folder: str,
+    plan: Plan,
+    tensors: Mapping[str, StoredTensor],
+    found: Found,
+    source: Source,
+) -> None:
     targets = by_path(found.abstract())
     dtypes = {piece.rule.path: tensors[piece.keys[0]].dtype for piece in plan.pieces}
     new = {
@@ -100,16 +134,15 @@ class Converted:
         """
         self._checkpoints, self._step = newest(folder)
         self._metadata = self._checkpoints.metadata(self._step)
-        self.found = _saved(self._metadata)
+        self.found, decays, within = _saved(self._metadata)
         source = self._metadata.get("source")
         self.source = source and Source(**source)
-        decays = self.found.experiment.training.ema if self.found.experiment else ()
         decay = (decays or (None,))[0] if ema == "first" else ema
         if decay is not None and decay not in decays:
             raise InputError(f"'{folder}' has no EMA of decay {decay}: it has {decays or 'none'}")
         item = _PARAMS if decay is None else ema_item(decay)
         paths = by_path(self.found.abstract())
-        self._arrays = {p: self._checkpoints.array(self._step, item, p) for p in paths}
+        self._arrays = {p: self._checkpoints.array(self._step, item, within + p) for p in paths}
         self.dtypes = {p: array.dtype.numpy_dtype for p, array in self._arrays.items()}
 
     def read(self, path: str, layer: int | None) -> np.ndarray:
@@ -119,10 +152,15 @@ class Converted:
     def tensors(self, entries: Iterable[Entry]) -> list[TorchTensor]:
         """Lists the tensors of the state dict that `entries` describe."""
         entries = list(entries)
-        listed = list(to_torch(entries, self.found.abstract(), self.dtypes, self.read))
-        carried = [key for key in self._metadata.get(_CARRIED, ()) if _takes(entries, key)]
-        listed = [tensor for tensor in listed if tensor.key not in carried]
-        return listed + [self._carried(key) for key in carried]
+        carried = self.carried(entries)
+        came = {tensor.key for tensor in carried}
+        made = to_torch(entries, self.found.abstract(), self.dtypes, self.read)
+        return [tensor for tensor in made if tensor.key not in came] + carried
+
+    def carried(self, entries: Iterable[Entry]) -> list[TorchTensor]:
+        """Lists those tensors that came along beside the parameters."""
+        keys = self._metadata.get(_CARRIED, ())
+        return [self._carried(key) for key in keys if _takes(entries, key)]
 
     def _carried(self, key: str) -> TorchTensor:
         array = self._checkpoints.array(self._step, _CARRIED, key)
@@ -147,14 +185,23 @@ def _metadata(found: Found, source: Source, carried: list[str]) -> dict[str, Any
     return metadata | {"experiment": serialization.to_json(found.experiment)}
 
 
-def _saved(metadata: dict[str, Any]) -> Found:
-    notes = metadata.get("notes", {})
-    if "experiment" in metadata:
-        experiment = serialization.from_json(metadata["experiment"])
-        inputs = example_inputs(tuple(metadata["shape"]))
-        return Found(experiment.model, inputs, experiment, notes)
-    module = serialization.from_json(metadata["module"])
-    return Found(module, (jax.random.key(0), jnp.zeros((1, *metadata["shape"]))), notes=notes)
+def _saved(metadata: dict[str, Any]) -> tuple[Found, tuple[float, ...], str]:
+    """The model, decays of its averages, and what stands before the paths of its parameters."""
+    notes, shape = metadata.get("notes", {}), tuple(metadata["shape"])
+    if "module" in metadata:
+        module = serialization.from_json(metadata["module"])
+        return Found(module, _example(shape), notes=notes), (), ""
+    experiment = serialization.from_json(metadata["experiment"])
+    if isinstance(experiment, DecoderExperiment):
+        latents = experiment.latents
+        decoder = Found(latents.decoder, _example(latents.shape(experiment.shape)))
+        return decoder, experiment.training.ema, "decoder/"
+    found = Found(experiment.model, example_inputs(shape), experiment, notes)
+    return found, experiment.training.ema, ""
+
+
+def _example(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    return jax.random.key(0), jnp.zeros((1, *shape))
 
 
 def _unflatten(by_path: dict[str, Any]) -> dict[str, Any]:

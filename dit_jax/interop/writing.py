@@ -12,7 +12,13 @@ from dit_jax.interop.engine import TorchTensor
 from dit_jax.interop.files import import_torch
 from dit_jax.interop.layout import Found, Layout
 
-_SAFETENSORS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_SAFETENSORS = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+}
 
 
 def write_state_dict(
@@ -46,9 +52,10 @@ def write_state_dict(
     elif layout.config is None:
         raise InputError(f"'{layout.name}' is a layout of single files: name {target}.safetensors")
     else:
+        by_key = {tensor.key: tensor for tensor in tensors}
+        config = layout.write_config(found, lambda key: by_key[key].make())
         path.mkdir(parents=True)
-        config = json.dumps(layout.write_config(found), indent=2)
-        (path / layout.config).write_text(config + "\n")
+        (path / layout.config).write_text(json.dumps(config, indent=2) + "\n")
         _write_safetensors(path / layout.weights, tensors, metadata)
 
 

@@ -1,47 +1,64 @@
-"""Latents that an autoencoder wrote beforehand."""
+"""Latents that `python -m dit_jax cache-latents` wrote beforehand."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dit_jax.errors import InputError
 from dit_jax.latents.latents import Latents
 
 
 @dataclasses.dataclass(frozen=True)
-class CachedVAE(Latents):
-    """Means and log variances of a VAE's posterior, sampled anew each time they are read.
+class Cached(Latents):
+    """A space whose source delivers what the space would store of its images.
 
-    The source delivers [h, w, 2c] float arrays: means, then log variances. Training on them costs
-    no encoder pass (the DiT recipe samples the posterior, then scales).
+    Training on it costs no encoder pass, and needs the autoencoder neither in memory nor on disk;
+    what is random in the encoding is still drawn anew each time a record is read.
 
     Attributes:
-      scale: factor that brings latents to unit variance; 0.18215 for Stable Diffusion's VAE.
+      space: whose latents these are. It decodes samples, where it has the weights.
     """
 
-    scale: float = 0.18215
+    space: Latents
 
     @property
     def decodes(self):
-        return False
+        return self.space.decodes
+
+    @property
+    def source_dtype(self):
+        """Dtype of the arrays that the source is to deliver; half precision does as well."""
+        return np.dtype(np.float32)
 
     def shape(self, source):
-        height, width, channels = source
-        if channels % 2:
-            raise InputError(
-                f"cached latents have {channels} channels, not means and log variances: "
-                f"write both halves"
-            )
-        return height, width, channels // 2
+        def restored(stored: jax.Array) -> jax.Array:
+            return self.space.restore(jax.random.key(0), stored)
 
-    def encode(self, params, key, images):
-        mean, log_variance = jnp.split(images.astype(jnp.float32), 2, axis=-1)
-        std = jnp.exp(jnp.clip(log_variance, -30, 20) / 2)
-        return self.scale * (mean + std * jax.random.normal(key, mean.shape))
+        stored = jax.ShapeDtypeStruct((1, *source), jnp.float32)
+        return jax.eval_shape(restored, stored).shape[1:]
+
+    def load_decoder(self):
+        return self.space.load_decoder()
+
+    def store(self, params, images):
+        """Returns the source's arrays, which were stored already.
+
+        Raises:
+          InputError: they are images.
+        """
+        del params
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(
+                f"the data are {images.dtype} images, not cached latents: write these with "
+                f"`python -m dit_jax cache-latents`, or encode while training with latents="
+                f"{type(self.space).__name__}(...)"
+            )
+        return images
+
+    def restore(self, key, stored):
+        return self.space.restore(key, stored)
 
     def decode(self, params, x):
-        """Raises InputError: the decoder is not part of cached latents."""
-        raise InputError(
-            "cached latents have no decoder: sample with decode=False to get the latents"
-        )
+        return self.space.decode(params, x)

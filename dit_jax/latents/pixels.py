@@ -18,8 +18,8 @@ class Pixels(Latents):
     def shape(self, source):
         return source
 
-    def encode(self, params, key, images):
-        del params, key
+    def store(self, params, images):
+        del params
         return images.astype(jnp.float32) / 127.5 - 1
 
     def decode(self, params, x):

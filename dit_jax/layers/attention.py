@@ -10,6 +10,7 @@ from dit_jax.kernels.softmax_attention import softmax_attention
 from dit_jax.layers.linear import Init, linear
 from dit_jax.layers.rope import AxialRope
 from dit_jax.layers.taps import COLLECTION, MIXED
+from dit_jax.parallel.sharding import constrain
 
 
 def unbound(mixer: TokenMixer) -> TokenMixer:
@@ -50,7 +51,9 @@ class SelfAttention(nn.Module):
             k = self.qk_norm.clone(parent=self, name="k_norm")(k)
         if self.rope is not None:
             q, k = self.rope(q, grid), self.rope(k, grid)
-        mixed = self.mixer(q, k, v, grid)
+        # Devices that share tokens share heads for the while, so that each mixer sees all tokens.
+        q, k, v = (constrain(x, "batch", None, "mixed_heads", None) for x in (q, k, v))
+        mixed = constrain(self.mixer(q, k, v, grid), "batch", "tokens", "heads", None)
         self.sow(COLLECTION, MIXED, mixed)
         return linear(width, mixed, "out", axis=(-2, -1), init=self.initial)
 

@@ -9,8 +9,10 @@ import jax
 class Context:
     """The condition of one forward pass.
 
+    `t`, `time` and `conditional` are None in a stack whose blocks look at `vector` alone.
+
     Attributes:
-      vector: embedded time and condition, [B, D], compute dtype.
+      vector: embedded time and condition, [B, D] or, token by token, [B, N, D]; compute dtype.
       t: time [B], in the model's own clock.
       time: embedded time alone, [B, D], compute dtype.
       conditional: whether each sample has a condition, [B] bool: its label is not the null label,
@@ -20,8 +22,8 @@ class Context:
     """
 
     vector: jax.Array
-    t: jax.Array
-    time: jax.Array
-    conditional: jax.Array
+    t: jax.Array | None
+    time: jax.Array | None
+    conditional: jax.Array | None
     grid: tuple[int, ...]
     train: bool

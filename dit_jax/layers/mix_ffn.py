@@ -47,4 +47,4 @@ class _Depthwise(nn.Module):
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         kernel = self.param("kernel", init, (3, 3, 1, channels))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        return depthwise(images, kernel, "mlp") + bias.astype(images.dtype)
+        return depthwise(images, kernel, "mixed_channels") + bias.astype(images.dtype)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.layers.linear import Init, linear
+from dit_jax.parallel.sharding import constrain
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -30,5 +31,7 @@ class AdaLN(nn.Module):
         """Maps a condition [B, D] to `vectors` arrays [B, 1, D], or one a token [B, N, D] alike."""
         c = c[:, None] if c.ndim == 2 else c
         c = nn.silu(c) if self.activate else c
+        # Else the compiler may gather the condition of all samples rather than a layer.
+        c = constrain(c, "batch", "tokens" if c.shape[1] > 1 else None, None)
         modulation = linear(self.vectors * c.shape[-1], c, "linear", init=self.initial)
         return jnp.split(modulation, self.vectors, axis=-1)

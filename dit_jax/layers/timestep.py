@@ -32,6 +32,27 @@ class Sinusoid:
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+class FourierFeatures(nn.Module):
+    """Random Fourier features of the time: sines, then cosines (arXiv 2006.10739).
+
+    Their frequencies are drawn once and never trained, and yet are parameters: a model means
+    nothing with others.
+
+    Attributes:
+      frequencies: number of frequencies, half that of the features.
+    """
+
+    frequencies: int = 256
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """Maps times [B] in [0, 1] to features [B, 2 * frequencies], float32."""
+        drawn = self.param("frequencies", nn.initializers.normal(1.0), (self.frequencies,))
+        drawn = jax.lax.stop_gradient(drawn)
+        angles = 2 * jnp.pi * t.astype(jnp.float32)[:, None] * drawn
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 class TimestepEmbedder(nn.Module):
     """A two-layer MLP over features of the time (DiT, arXiv 2212.09748).
 
@@ -41,7 +62,7 @@ class TimestepEmbedder(nn.Module):
     """
 
     hidden: int
-    features: Sinusoid
+    features: Sinusoid | FourierFeatures
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:

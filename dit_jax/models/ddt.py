@@ -9,17 +9,18 @@ import jax.numpy as jnp
 
 from dit_jax.attention import Full, TokenMixer
 from dit_jax.layers.attention import SelfAttention, unbound
-from dit_jax.layers.block import Block, FinalLayer
+from dit_jax.layers.block import Block
 from dit_jax.layers.context import Context
 from dit_jax.layers.label import add_label, null_label
 from dit_jax.layers.linear import linear
 from dit_jax.layers.mlp import SwiGLU
 from dit_jax.layers.modulation import AdaLN
 from dit_jax.layers.norm import RMSNorm
-from dit_jax.layers.patch import patch_grid, patchify, unpatchify
+from dit_jax.layers.patch import patch_grid, patchify
 from dit_jax.layers.rope import AxialRope
 from dit_jax.layers.stack import Remat, Stack
 from dit_jax.layers.timestep import Sinusoid, TimestepEmbedder
+from dit_jax.models.decoupled import VelocityDecoder
 from dit_jax.models.output import Output
 
 # Positions run from 0 to 16 on any grid, so that another resolution is an interpolation.
@@ -53,7 +54,12 @@ class DDT(nn.Module):
     remat: Remat = "dots"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
-    @nn.compact
+    def setup(self):
+        adaln = AdaLN(2, activate=False, parent=None)
+        sizes = self.patch, self.hidden, self.block(), self.decoder_depth
+        self.velocity_decoder = VelocityDecoder(*sizes, self.remat, "layer", adaln)
+        nn.share_scope(self, self.velocity_decoder)
+
     def __call__(
         self, x: jax.Array, t: jax.Array, condition: dict[str, jax.Array], train: bool = False
     ) -> Output:
@@ -71,28 +77,38 @@ class DDT(nn.Module):
         Raises:
           InputError: the image does not divide into patches, or the label is missing.
         """
+        return self.decode(x, self.encode(x, t, condition, train), train)
+
+    @nn.compact
+    def encode(
+        self, x: jax.Array, t: jax.Array, condition: dict[str, jax.Array], train: bool = False
+    ) -> jax.Array:
+        """Maps what the whole model takes to the decoder's condition [B, N, D], compute dtype.
+
+        The time is in it: the decoder sees no other, be the condition an earlier step's.
+        """
         dtype = jnp.dtype(self.dtype)
         grid = patch_grid(x.shape, self.patch)
-        patches = patchify(x, self.patch).astype(dtype)
         time = TimestepEmbedder(self.hidden, Sinusoid(max_period=10.0), name="time_embed")(t)
         dropout = self.label_dropout
         c, conditional = add_label(time, condition, self.num_classes, dropout, train)
+        time = time.astype(dtype)
 
-        context = Context(nn.silu(c).astype(dtype), t, time.astype(dtype), conditional, grid, train)
-        tokens = linear(self.hidden, patches, "encoder_embed")
+        context = Context(nn.silu(c).astype(dtype), t, time, conditional, grid, train)
+        tokens = linear(self.hidden, patchify(x, self.patch).astype(dtype), "encoder_embed")
         encoder = Stack(self.block(), self.encoder_depth, self.remat, name="encoder")
-        encoded, _ = encoder(tokens, context)
+        tokens, _ = encoder(tokens, context)
+        return nn.silu(time[:, None] + tokens)
 
-        velocity_condition = nn.silu(time.astype(dtype)[:, None] + encoded)
-        context = dataclasses.replace(context, vector=velocity_condition)
-        tokens = linear(self.hidden, patches, "decoder_embed")
-        decoder = Stack(self.block(), self.decoder_depth, self.remat, name="decoder")
-        tokens, _ = decoder(tokens, context)
+    def decode(self, x: jax.Array, s: jax.Array, train: bool = False) -> Output:
+        """Maps images [B, H, W, C] and their condition [B, N, D] to what the whole model returns.
 
-        adaln = AdaLN(2, activate=False, parent=None)
-        final = FinalLayer(self.patch**2 * x.shape[-1], adaln=adaln, name="final")
-        tokens = final(tokens, velocity_condition)
-        return Output(unpatchify(tokens, grid, self.patch).astype(jnp.float32), {})
+        Args:
+          x: noised images.
+          s: what `encode` made of them, or of those of an earlier step.
+          train: whether this is a training pass.
+        """
+        return self.velocity_decoder(x, s, train)
 
     def block(self) -> Block:
         """Returns one block of either stack, which takes one layer of its parameters."""

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 Params = dict[str, Any]
-# dot(x, layer) applies one linear layer {"kernel", "bias"?}, each row by its own expert.
+# dot(x, layer) applies one linear layer {"kernel", "bias"?}, each row by its own expert. A kernel
+# of several axes of features gives all of them in a row.
 Dot = Callable[[jax.Array, Params], jax.Array]
 
 
@@ -42,9 +43,8 @@ class SwiGLUExperts(Experts):
         }
 
     def compute(self, params, x, dot):
-        gate_value = dot(x, params["gate_value"])
-        hidden = nn.silu(gate_value[..., 0, :]) * gate_value[..., 1, :]
-        return dot(hidden, params["out"])
+        gate, value = jnp.split(dot(x, params["gate_value"]), 2, axis=-1)
+        return dot(nn.silu(gate) * value, params["out"])
 
 
 class MlpExperts(Experts):

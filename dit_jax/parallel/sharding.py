@@ -12,22 +12,38 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from dit_jax.errors import InputError
 
+Rules = dict[str, tuple[str, ...]]
+
 # Logical axis -> mesh axes. Axes without a row are not sharded.
-RULES: dict[str, tuple[str, ...]] = {
+RULES: Rules = {
+    # Activations. Devices that share tokens share heads, or channels, while tokens mix: two
+    # all-to-alls a layer (DeepSpeed-Ulysses, arXiv 2309.14509), and any mixer runs as it is.
     "batch": ("data", "fsdp", "expert"),
-    "embed": ("fsdp",),
+    "tokens": ("sequence",),
+    "mixed_heads": ("tensor", "sequence"),
+    "mixed_channels": ("tensor", "sequence"),
+    # Parameters, gathered where they are used (FSDP).
+    "embed": ("fsdp", "sequence"),
     "experts": ("expert",),
     "heads": ("tensor",),
     "mlp": ("tensor",),
 }
 
+# What replicas need not all keep: moments and averages (ZeRO, arXiv 1910.02054, stage 1).
+STATE_RULES: Rules = RULES | {"embed": ("fsdp", "sequence", "data")}
+
 # Parameter path -> logical axes; the first match wins. Leaves of a stack carry "layers" in front.
 PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(patch|encoder|decoder)_embed/kernel", ("patch", "embed")),
+    (r"time_embed/features/frequencies", ("features",)),
+    (r"token_embed/kernel", ("patch", "embed")),
+    (r"pixels/kernel", ("embed", "patch")),
+    (r"cls", ("one", "features")),
     (r"label_embed/table/embedding", ("label", "embed")),
     (r"time_embed/fc\d/kernel", ("features", "embed")),
     (r"(attention|shifted)/qkv/kernel", ("embed", "qkv", "heads", "head")),
@@ -53,6 +69,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"experts/fc2/bias", ("experts", "embed")),
     (r"experts/linear/kernel", ("experts", "embed", "features")),
     (r"experts/linear/bias", ("experts", "features")),
+    (r"condition/kernel", ("embed", "features")),
     (r"router/kernel", ("embed", "logits")),
     (r"router/prototypes", ("logits", "embed")),
     (r"router/(gate|predictor_fc\d)/kernel", ("embed", "features")),
@@ -77,9 +94,9 @@ def parameter_axes(path: str) -> tuple[str | None, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where arrays lie on a mesh."""
+    """Where arrays lie on a mesh, also on one whose devices are not there."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
 
     @property
     def replicated(self) -> NamedSharding:
@@ -91,13 +108,25 @@ class Layout:
         """Axis 0 divided over all devices that share a batch."""
         return NamedSharding(self.mesh, PartitionSpec(RULES["batch"]))
 
-    def sharding(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Rows of a global batch that this process's devices hold, ascending.
+
+        Processes whose devices share a part of the batch hold the same rows.
+        """
+        held = np.zeros(batch_size, bool)
+        for (rows,) in self.batch.addressable_devices_indices_map((batch_size,)).values():
+            held[rows] = True
+        return np.flatnonzero(held)
+
+    def sharding(
+        self, axes: tuple[str | None, ...], shape: tuple[int, ...], rules: Rules = RULES
+    ) -> NamedSharding:
         """Returns the sharding of an array whose axes have these logical names.
 
         Raises:
           InputError: two axes land on one mesh axis, or a size does not divide.
         """
-        spec = [RULES.get(axis) if axis else None for axis in axes]
+        spec = [rules.get(axis) if axis else None for axis in axes]
         used: dict[str, str] = {}
         for name, size, mesh_axes in zip(axes, shape, spec, strict=True):
             for mesh_axis in mesh_axes or ():
@@ -109,9 +138,10 @@ class Layout:
                 used[mesh_axis] = name
             ways = math.prod(self.mesh.shape[axis] for axis in mesh_axes or ())
             if size % ways:
+                longer = [axis for axis in mesh_axes if self.mesh.shape[axis] > 1]
                 raise InputError(
                     f"axis '{name}' of size {size} does not divide over {ways} devices "
-                    f"({' x '.join(self.axes(name))}): change the size or the mesh"
+                    f"({' x '.join(longer)}): change the size or the mesh"
                 )
         return NamedSharding(self.mesh, PartitionSpec(*spec))
 
@@ -125,12 +155,51 @@ class Layout:
 
     def parameters(self, abstract: Any) -> Any:
         """Returns the shardings of a parameter tree, given its shapes."""
+        return _map_axes(lambda axes, shape: self.sharding(axes, shape), abstract)
 
-        def leaf(path: Any, value: Any) -> NamedSharding:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return self.sharding(parameter_axes(name), value.shape)
+    def moments(self, abstract: Any) -> Any:
+        """Returns shardings for what is kept beside each parameter, and needed in updates alone.
 
-        return jax.tree_util.tree_map_with_path(leaf, abstract)
+        Replicas divide it among them, where sizes allow; elsewhere it lies as the parameter does.
+        """
+
+        def leaf(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+            try:
+                return self.sharding(axes, shape, STATE_RULES)
+            except InputError:
+                return self.sharding(axes, shape)
+
+        return _map_axes(leaf, abstract)
+
+
+def _map_axes(function: Callable, abstract: Any) -> Any:
+    """Maps function(logical axes, shape) over a parameter tree."""
+
+    def leaf(path: Any, value: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return function(parameter_axes(name), value.shape)
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts arrays that every process has on the devices of all of them.
+
+    Args:
+      tree: arrays that are equal on all processes, or that lie on the devices of all already.
+      shardings: where each is to lie, or all are.
+    """
+
+    def leaf(array: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable or not getattr(array, "is_fully_addressable", True):
+            return jax.device_put(array, sharding)
+        # Here device_put would gather the array from every process, to compare them.
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda array: leaf(array, shardings), tree)
+    return jax.tree.map(leaf, tree, shardings)
 
 
 _layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)

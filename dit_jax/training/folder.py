@@ -1,23 +1,34 @@
 """Whose a run folder is."""
 
 import json
-import pathlib
+from typing import Any
+
+import jax
+from etils import epath
 
 from dit_jax import serialization
 from dit_jax.checkpoint import has_checkpoints
 from dit_jax.errors import InputError
-from dit_jax.experiment import Experiment, trajectory_differences
-from dit_jax.training.fresh import abstract_state
+from dit_jax.experiment import trajectory_differences
+from dit_jax.parallel import hosts
+from dit_jax.paths import full_path
+
+RECORD = "experiment.json"
 
 
-def claim_folder(experiment: Experiment) -> pathlib.Path:
+def claim_folder(experiment: Any) -> epath.Path:
     """Makes the run's folder this experiment's, and returns it.
 
     Raises:
       InputError: it holds a run of another configuration.
     """
-    folder = pathlib.Path(experiment.run.dir).expanduser()
-    record = folder / "experiment.json"
+    folder = full_path(experiment.run.dir)
+    hosts.on_main(lambda: _claim(folder, experiment))
+    return folder
+
+
+def _claim(folder: epath.Path, experiment: Any) -> None:
+    record = folder / RECORD
     if record.exists():
         old = serialization.from_json(json.loads(record.read_text()))
         changed = trajectory_differences(old, experiment)
@@ -28,7 +39,7 @@ def claim_folder(experiment: Experiment) -> pathlib.Path:
             )
         if (
             changed
-            and abstract_state(old) != abstract_state(experiment)
+            and jax.eval_shape(old.fresh_state) != jax.eval_shape(experiment.fresh_state)
             and has_checkpoints(folder)
         ):
             raise InputError(
@@ -43,4 +54,3 @@ def claim_folder(experiment: Experiment) -> pathlib.Path:
         scratch.replace(record)
     except OSError as error:
         raise InputError(f"cannot write to --run.dir '{folder}': {error.strerror}") from error
-    return folder

@@ -44,12 +44,16 @@ class RunLog:
         (then, before), self._mark = self._mark, (time.perf_counter(), step)
         return (step - before) * self._images_per_step / (self._mark[0] - then)
 
-    def write(self, step: int, values: Values) -> None:
-        """Logs the values of a step everywhere."""
+    def record(self, step: int, values: Values) -> None:
+        """Logs values of a step in the files."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def write(self, step: int, values: Values) -> None:
+        """Logs the values of a training step everywhere."""
+        self.record(step, values)
         text = {"loss": f"{values['loss']:.4f}", "speed": f"{values['images_per_second']:,.0f}"}
         self._progress.update(self._task, completed=step, **text)
         if not self._progress.console.is_terminal:

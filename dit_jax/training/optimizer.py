@@ -55,6 +55,25 @@ class Cosine(Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
+class Linear(Schedule):
+    """The peak for a while, then down in a straight line, then the last rate (RAE's second stage).
+
+    Attributes:
+      start: step, after the warm-up, at which the line begins.
+      stop: step at which it ends.
+      final: last rate over the peak.
+    """
+
+    start: int = 0
+    stop: int = 1_000_000
+    final: float = 0.1
+
+    def after_warmup(self, peak, steps):
+        length = self.stop - self.start
+        return optax.linear_schedule(peak, self.final * peak, length, self.start)
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimizer(abc.ABC):
     """A gradient transformation to be.
 

@@ -34,19 +34,24 @@ def new_state(
     return TrainState(jnp.int32(0), params, optimizer.init(params), ema)
 
 
+def averaged(decay: float, average: Any, params: Any) -> Any:
+    """An EMA after one more step."""
+    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+
+
 def state_shardings(
     layout: Layout, optimizer: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
-    """Shards moments and averages as their parameters, and replicates the rest."""
-    params = layout.parameters(abstract.params)
+    """Shards moments and averages as their parameters and over replicas; the rest lies whole."""
+    params, beside = layout.parameters(abstract.params), layout.moments(abstract.params)
     moments = optax.tree.map_params(
         optimizer,
         lambda _, sharding: sharding,
         abstract.opt_state,
-        params,
+        beside,
         transform_non_params=lambda _: layout.replicated,
     )
-    return TrainState(layout.replicated, params, moments, dict.fromkeys(abstract.ema, params))
+    return TrainState(layout.replicated, params, moments, dict.fromkeys(abstract.ema, beside))
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:

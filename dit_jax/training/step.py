@@ -13,7 +13,7 @@ from dit_jax.latents import Latents
 from dit_jax.parallel.sharding import Layout, use_layout
 from dit_jax.randomness import Purpose, key_for
 from dit_jax.training.distillation import Distillation, Taught
-from dit_jax.training.state import TrainState
+from dit_jax.training.state import TrainState, averaged
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -89,7 +89,7 @@ def make_step(
             (loss, metrics), grads = _accumulate(gradient, state.params, example, key, accumulation)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = {decay: _average(float(decay), tree, params) for decay, tree in state.ema.items()}
+        ema = {decay: averaged(float(decay), tree, params) for decay, tree in state.ema.items()}
         metrics |= {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
@@ -130,7 +130,3 @@ def _accumulate(gradient, params: Any, example: dict[str, Any], key: jax.Array, 
     )
     total = jax.lax.scan(body, zero, (jnp.arange(parts), cut_example))[0]
     return jax.tree.map(lambda x: x / parts, total)
-
-
-def _average(decay: float, average: Any, params: Any) -> Any:
-    return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)

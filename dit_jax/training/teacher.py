@@ -1,22 +1,17 @@
-"""The run that teaches another one: found, opened and checked before the first step."""
+"""The run that teaches another one: found and checked before the first step."""
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
 import jax
 
-from dit_jax import serialization
 from dit_jax.checkpoint import newest_path
 from dit_jax.errors import InputError
 from dit_jax.experiment import Experiment
 from dit_jax.layers.taps import COLLECTION, attention_outputs
 from dit_jax.models.inputs import example_inputs
 from dit_jax.parallel.sharding import Layout
-from dit_jax.run import Run, load
-
-# What of a process says nothing about a model's inputs and output: which times are trained.
-_FREE = ("process.time", "process.shift", "process.loss_weight")
+from dit_jax.run import Run, describe, different, mismatches
 
 
 def pin_teacher(experiment: Experiment) -> Experiment:
@@ -32,8 +27,8 @@ def pin_teacher(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, distillation=pinned)
 
 
-def load_teacher(experiment: Experiment, layout: Layout) -> Run | None:
-    """Opens the teacher, its parameters laid out as a model's; None if there is none.
+def describe_teacher(experiment: Experiment, layout: Layout) -> Run | None:
+    """Checks the teacher, with the shapes and places of its parameters; None if there is none.
 
     Raises:
       InputError: there is no such run, or it cannot teach this experiment's model.
@@ -41,30 +36,17 @@ def load_teacher(experiment: Experiment, layout: Layout) -> Run | None:
     folder = experiment.distillation.teacher
     if folder is None:
         return None
-    teacher = load(folder, layout=layout)
-    differences = [
-        *_different("samples", teacher.shape, experiment.shape),
-        *_different("classes", teacher.model.num_classes, experiment.model.num_classes),
-        *_process_differences(teacher.experiment, experiment),
-    ]
+    teacher = describe(folder, layout)
+    differences = mismatches(teacher, experiment)
     if not differences and experiment.distillation.attention:
         shapes = [_attention_shape(m, teacher.shape) for m in (teacher.model, experiment.model)]
-        differences = _different("attention [L, B, N, D]", *shapes)
+        differences = different("attention [L, B, N, D]", *shapes)
     if differences:
         raise InputError(
             f"'{folder}' cannot teach this model ({'; '.join(differences)}): choose another "
             f"--distillation.teacher, or change the experiment"
         )
     return teacher
-
-
-def _different(what: str, there: Any, here: Any) -> list[str]:
-    return [] if there == here else [f"{what}: {there} there, {here} here"]
-
-
-def _process_differences(there: Experiment, here: Experiment) -> list[str]:
-    found = serialization.differences(there.process, here.process, "process")
-    return [line for line in found if not line.startswith(_FREE)]
 
 
 def _attention_shape(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, ...]:

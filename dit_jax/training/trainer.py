@@ -1,69 +1,72 @@
 """Everything that a training run needs, built and checked before its first step."""
 
+import abc
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
 from dit_jax.checkpoint import Checkpoints
 from dit_jax.data import batches, to_device
-from dit_jax.errors import InputError
 from dit_jax.experiment import Experiment
-from dit_jax.parallel.sharding import Layout
-from dit_jax.run import Run
+from dit_jax.flops import forward_flops
+from dit_jax.images import save_grid
+from dit_jax.parallel import hosts
+from dit_jax.parallel.sharding import Layout, place
+from dit_jax.paths import local_folder
+from dit_jax.run import Run, load
+from dit_jax.sampling import preview_labels, sample
 from dit_jax.training.folder import claim_folder
-from dit_jax.training.fresh import abstract_state, fresh_state
-from dit_jax.training.state import TrainState, new_state, state_shardings, with_shardings
-from dit_jax.training.step import Batch, Metrics, Step, make_step
-from dit_jax.training.teacher import load_teacher, pin_teacher
+from dit_jax.training.program import make_program
+from dit_jax.training.state import TrainState, new_state, with_shardings
+from dit_jax.training.step import Batch, Metrics
+from dit_jax.training.teacher import pin_teacher
 from dit_jax.training.warm_start import warm_start
 
 
-class Trainer:
-    """Everything that a run needs, built before the first step."""
+class TrainerBase(abc.ABC):
+    """What the loop knows of a run, whatever it trains.
 
-    def __init__(self, experiment: Experiment):
-        """Checks the experiment and opens its run folder, mesh, data and state.
+    Attributes:
+      experiment: what is trained.
+      layout: where arrays lie.
+      folder: the run's folder, the local part of it.
+      checkpoints: what is saved.
+      image_flops: FLOPs of a step for each image.
+    """
+
+    image_flops: float
+
+    def __init__(self, experiment: Any, layout: Layout, abstract: TrainState, shardings: Any):
+        """Opens the data and the run's folder.
 
         Raises:
-          InputError: the experiment cannot run, or the folder belongs to another one.
+          InputError: there is no data, or the folder belongs to another experiment.
         """
-        experiment.check()
-        experiment = pin_teacher(experiment)
-        training = experiment.training
-        self.experiment = experiment
-        self.shape = experiment.shape
-        self.layout = Layout(experiment.parallel.mesh())
-        _check_batch(experiment, self.layout)
-        self.teacher = load_teacher(experiment, self.layout)
+        self.experiment, self.layout = experiment, layout
+        self.abstract, self.shardings = abstract, shardings
         self.records = experiment.data.open("train")
-        self.folder = claim_folder(experiment)
+        run_folder = claim_folder(experiment)
+        self.folder = local_folder(experiment.run.dir)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(
-            str(self.folder), experiment.run.keep, experiment.run.keep_every
+            str(run_folder), experiment.run.keep, experiment.run.keep_every
         )
-        self.optimizer = experiment.optimizer.build(training.steps)
-        self.abstract = abstract_state(experiment)
-        self.shardings = state_shardings(self.layout, self.optimizer, self.abstract)
-        self._latents = jax.device_put(experiment.latents.load(), self.layout.replicated)
-        self._step = self._compile()
 
     def state(self) -> TrainState:
         """Reads the newest checkpoint; else builds the state before the first step."""
         restored = self.checkpoints.restore_newest(with_shardings(self.abstract, self.shardings))
-        if restored is not None:
-            return restored
-        state = jax.jit(lambda: fresh_state(self.experiment), out_shardings=self.shardings)()
-        if self.experiment.init_from is None:
-            return state
-        params = warm_start(self.experiment.init_from, state.params)
-        build = functools.partial(
-            new_state, optimizer=self.optimizer, decays=self.experiment.training.ema
-        )
-        return jax.jit(build, out_shardings=self.shardings)(params)
+        return self.first_state() if restored is None else restored
+
+    def first_state(self) -> TrainState:
+        """Builds the state before the first step."""
+        return jax.jit(self.experiment.fresh_state, out_shardings=self.shardings)()
 
     def batches(self, start: int) -> Iterator[Batch]:
         """The batches from step `start` on, on the devices."""
         e = self.experiment
+        rows = self.layout.rows(e.training.batch_size)
         host = batches(
             self.records,
             batch_size=e.training.batch_size,
@@ -73,47 +76,69 @@ class Trainer:
             num_classes=e.data.num_classes,
             flip=e.data.flip,
             loader=e.loader,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=rows,
         )
-        return to_device(host, self.layout.batch, e.loader.ahead)
+        return to_device(host, self.layout.batch, rows, e.training.batch_size, e.loader.ahead)
 
+    @abc.abstractmethod
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Takes one step; the old state's memory becomes the new one's."""
+
+    @abc.abstractmethod
+    def preview(self, step: int, state: TrainState) -> dict[str, float]:
+        """Draws a grid of what has been learned, and returns what was measured on the way."""
+
+
+class Trainer(TrainerBase):
+    """A diffusion model in training."""
+
+    def __init__(self, experiment: Experiment):
+        """Checks the experiment and opens its run folder, mesh, data and state.
+
+        Raises:
+          InputError: the experiment cannot run, or the folder belongs to another one.
+        """
+        experiment.check()
+        experiment = pin_teacher(experiment)
+        program = make_program(experiment, Layout(experiment.parallel.mesh()))
+        self.shape = experiment.shape
+        self.teacher = program.teacher and load(
+            experiment.distillation.teacher, layout=program.layout
+        )
+        self._latents = place(experiment.latents.load(), program.layout.replicated)
+        if experiment.run.sample_every:
+            experiment.latents.load_decoder()  # If it is missing, this is the time to say so.
+        super().__init__(experiment, program.layout, program.abstract, program.shardings)
+        self.optimizer = program.optimizer
+        self._step = program.step()
+        # Forward and backward: three times the forward pass.
+        self.image_flops = 3 * forward_flops(experiment.model, self.shape)
+        if self.teacher is not None:
+            self.image_flops += forward_flops(self.teacher.model, self.shape)
+
+    def first_state(self) -> TrainState:
+        """Builds the state before the first step, from another run if the experiment says so."""
+        state = super().first_state()
+        if self.experiment.init_from is None:
+            return state
+        params = warm_start(self.experiment.init_from, state.params)
+        build = functools.partial(
+            new_state, optimizer=self.optimizer, decays=self.experiment.training.ema
+        )
+        return jax.jit(build, out_shardings=self.shardings)(params)
+
+    def step(self, state, batch):
         return self._step(state, batch, self._latents, self.teacher and self.teacher.params)
+
+    def preview(self, step, state):
+        run = self.run(step, state)
+        labels = preview_labels(run.model.num_classes)
+        images = sample(run, labels, mesh=self.layout.mesh)
+        if hosts.is_main():
+            save_grid(self.folder / "samples" / f"step_{step:08d}.png", images, labels.shape[1])
+        return {}
 
     def run(self, step: int, state: TrainState) -> Run:
         """The run as it stands, with its first average as parameters."""
         e = self.experiment
         return Run(e, self.shape, step, state.ema[str(e.training.ema[0])])
-
-    def _compile(self) -> Step:
-        e = self.experiment
-        step = make_step(
-            e.model,
-            e.process,
-            e.latents,
-            self.optimizer,
-            accumulation=e.training.accumulation,
-            seed=e.training.seed,
-            layout=self.layout,
-            distillation=e.distillation,
-            teacher=self.teacher and self.teacher.model,
-        )
-        teacher = self.teacher and jax.tree.map(lambda p: p.sharding, self.teacher.params)
-        return jax.jit(
-            step,
-            in_shardings=(self.shardings, self.layout.batch, self.layout.replicated, teacher),
-            out_shardings=(self.shardings, self.layout.replicated),
-            donate_argnums=0,
-        )
-
-
-def _check_batch(experiment: Experiment, layout: Layout) -> None:
-    training = experiment.training
-    devices, parts = layout.ways("batch"), training.accumulation
-    if training.batch_size % (devices * parts):
-        raise InputError(
-            f"a batch of {training.batch_size} does not divide over {devices} devices x "
-            f"{parts} accumulation steps: use a multiple of {devices * parts}"
-        )

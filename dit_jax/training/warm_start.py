@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from dit_jax.errors import InputError
+from dit_jax.parallel.sharding import place
 from dit_jax.run import load
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def warm_start(folder: str, params: Any) -> Any:
         log.info("not used from '%s': %s", folder, path)
     log.info("started from '%s': %d of %d parameters", folder, len(fits), len(target))
     merged = {
-        path: jax.device_put(source[path], value.sharding) if path in fits else value
+        path: place(source[path], value.sharding) if path in fits else value
         for path, value in target.items()
     }
     leaves = [merged[path] for path in target]

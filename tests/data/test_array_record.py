@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dit_jax.data import ArrayRecords, write_array_records
+from dit_jax.data import ArrayRecords, batches, write_array_records
 from dit_jax.errors import InputError
 
 pytest.importorskip("array_record")
@@ -52,6 +52,55 @@ def test_split_folders_are_the_splits_and_a_single_file_serves_both(tmp_path):
     assert (len(source.open("train")), len(source.open("test"))) == (3, 2)
     file = ArrayRecords(str(next((tmp_path / "train").iterdir())))
     assert len(file.open("train")) == len(file.open("test")) == 3
+
+
+def test_a_folder_of_training_files_alone_serves_both_splits(tmp_path):
+    write_array_records(str(tmp_path / "train"), latents(3))
+    source = ArrayRecords(str(tmp_path))
+    assert len(source.open("train")) == len(source.open("test")) == 3
+
+
+def test_files_that_are_missing_are_counted_and_named(tmp_path):
+    write_array_records(str(tmp_path), latents(6), shards=3)
+    (tmp_path / "part-00001-of-00003.array_record").unlink()
+    with pytest.raises(InputError, match="lacks 1 files, of which part-00001-of-00003"):
+        ArrayRecords(str(tmp_path)).open()
+
+
+def test_mirrored_latents_are_others_and_not_made_up(tmp_path):
+    plain = latents(8)
+    write_array_records(str(tmp_path), plain, shards=2)
+    source = ArrayRecords(str(tmp_path), classes=8, flip=True)
+    with pytest.raises(InputError, match="not those of mirrored images too.*--data.no-flip"):
+        source.open()
+    assert len(source.open("test")) == 8  # Where nothing is mirrored.
+    mirrored = [{"image": -record["image"], "label": record["label"]} for record in plain]
+    write_array_records(str(tmp_path / "mirrored"), mirrored, shards=2)
+    options = {"batch_size": 64, "start": 0, "steps": 1, "seed": 0, "num_classes": 8}
+    batch = next(batches(source.open(), flip=True, **options))
+    signs = set()
+    for image, label in zip(batch["image"], batch["label"]):
+        sign = np.sign(image[0, 0, 0] * plain[label]["image"][0, 0, 0])
+        np.testing.assert_array_equal(image, sign * plain[label]["image"])
+        signs.add(sign)
+    assert signs == {-1, 1}
+
+
+def test_mirrored_records_must_be_as_many(tmp_path):
+    write_array_records(str(tmp_path), latents(4), shards=2)
+    write_array_records(str(tmp_path / "mirrored"), latents(3), shards=2)
+    with pytest.raises(InputError, match="mirrored has 3 records for 4 images"):
+        ArrayRecords(str(tmp_path)).open()
+    (tmp_path / "mirrored" / "part-00001-of-00002.array_record").unlink()
+    with pytest.raises(InputError, match="mirrored lacks part-00001-of-00002"):
+        ArrayRecords(str(tmp_path)).open()
+
+
+def test_pixels_are_mirrored_in_place(tmp_path):
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    write_array_records(str(tmp_path), [{"image": pixels, "label": 0}])
+    records = ArrayRecords(str(tmp_path), flip=True).open()
+    np.testing.assert_array_equal(records.mirrored(0)["image"], pixels[:, ::-1])
 
 
 @pytest.mark.parametrize("kept", [0, 100, 0.5, -3])

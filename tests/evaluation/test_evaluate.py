@@ -16,7 +16,7 @@ from dit_jax.evaluation.evaluate import evaluate
 from dit_jax.evaluation.judge import SmallClassifier
 from dit_jax.evaluation.options import Evaluation
 from dit_jax.images import grid
-from dit_jax.latents import CachedVAE
+from dit_jax.latents import VAE, Cached
 from dit_jax.models import DiT
 from tests.evaluation.tiny_run import STEPS, tiny_run
 
@@ -162,7 +162,7 @@ def test_guidance_that_does_not_fit_writes_nothing(run, tmp_path):
 
 
 def test_latents_without_decoder_write_nothing(run, tmp_path):
-    experiment = dataclasses.replace(run.experiment, latents=CachedVAE())
+    experiment = dataclasses.replace(run.experiment, latents=Cached(VAE()))
     with pytest.raises(InputError, match="decode"):
         evaluate(dataclasses.replace(run, experiment=experiment), tmp_path / "new", OPTIONS)
     assert not list(tmp_path.rglob("*.np*"))

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 import dit_jax
 from dit_jax.interop.convert import convert_from_torch, convert_to_torch
 from dit_jax.layers.block import BlockGroup
+from dit_jax.models import DiTDH
 from tests.torch_twins.to_jax import to_nchw, to_nhwc
 
 BATCH = 3
@@ -76,7 +77,7 @@ def check_layers(run, twin, stacks, context, t, tolerance=1e-5):
         (block, jax.tree.map(lambda leaf, i=i: leaf[i], params))
         for stack in stacks
         for i in range(len(jax.tree.leaves(run.params[stack])[0]))
-        for block, params in _blocks(run.model.block(), run.params[stack]["layers"])
+        for block, params in _blocks(_stacked(run.model, stack), run.params[stack]["layers"])
     ]
     apply = jax.jit(
         lambda block, params, x, vector: block.apply({"params": params}, x, context(vector)),
@@ -87,6 +88,13 @@ def check_layers(run, twin, stacks, context, t, tolerance=1e-5):
         ours, _ = apply(block, params, x.numpy(), vector.numpy())
         error = relative_error(ours, first(theirs))
         assert error <= tolerance, f"block {number} is the first to diverge, by {error:.1e}"
+
+
+def _stacked(model, stack):
+    """The block of which a stack of the model has many."""
+    if isinstance(model, DiTDH):
+        return model.block(model.heads if stack == "encoder" else model.wide_heads)
+    return model.block()
 
 
 def _blocks(block, params):

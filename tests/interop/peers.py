@@ -9,12 +9,14 @@ from safetensors.torch import load_file
 
 import dit_jax
 from dit_jax.interop.convert import convert_from_torch, convert_to_torch
+from dit_jax.training.reconstruction.perceptual import LPIPS
 from tests.interop import parity
 from tests.interop.test_diffusers_dit import Wrapped, randomised_model
 from tests.interop.test_families import FAMILIES, randomised
-from tests.latents.rae import encoder_helpers
+from tests.latents.rae import encoder_helpers, rae_helpers, test_efficientnet
 from tests.latents.vae import test_autoencoder
 from tests.latents.vae.vae_helpers import make_pair
+from tests.training.reconstruction import pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +57,47 @@ def _vision(name, folder):
     twin, module, params = encoder_helpers.make_pair(name, folder)
     errors = encoder_helpers.errors(twin, module, params, encoder_helpers.images())
     convert_to_torch(str(folder / "ours"), str(folder / "back"))
-    one, other = (load_file(folder / side / "model.safetensors") for side in ("theirs", "back"))
-    same = one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    return Measured(*errors, same)
+    files = (load_file(folder / side / "model.safetensors") for side in ("theirs", "back"))
+    return Measured(*errors, _same(*files))
+
+
+def _rae_part(part, folder):
+    models = dict(zip(("decoder", "statistics"), rae_helpers.make_parts(folder)[1:]))
+    errors = rae_helpers.part_errors(part, models[part], folder)
+    convert_to_torch(str(folder / part), str(folder / "back.pt"))
+    file = {"decoder": "decoder.pt", "statistics": "stat.pt"}[part]
+    return Measured(*errors, _same(*(torch.load(folder / name) for name in (file, "back.pt"))))
+
+
+def _rae(kind, folder):
+    pair = rae_helpers.make_whole(kind, folder)
+    drawn, gradient = rae_helpers.decoding_errors(*pair)
+    convert_to_torch(str(folder / "ours"), str(folder / "back"))
+    name = "diffusion_pytorch_model.safetensors"
+    same = _same(*(load_file(folder / side / name) for side in ("theirs", "back")))
+    return Measured(max(drawn, rae_helpers.encoding_error(*pair)), gradient, same)
+
+
+def _same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def _dino(folder):
+    twin = pairs.dino_twin()
+    errors = pairs.dino_errors(twin, *pairs.through_conversion(twin, folder))
+    return Measured(*errors, _comes_back(folder, twin))
+
+
+def _lpips(folder):
+    twin = pairs.lpips_twin()
+    network, params = pairs.through_conversion(twin, folder)
+    errors = pairs.lpips_errors(twin, LPIPS(str(folder / "run"), network), params)
+    return Measured(*errors, _comes_back(folder, twin))
+
+
+def _efficientnet(folder):
+    twin, params = test_efficientnet.make_pair(folder)
+    return Measured(*test_efficientnet.errors(twin, params), _comes_back(folder, twin))
 
 
 def _measured(run, called, model, times, folder):
@@ -84,3 +124,11 @@ for name, peer in {
     "vit-mae": "ViTMAEModel",
 }.items():
     PEERS[name] = (f"transformers' {peer}", functools.partial(_vision, name))
+PEERS["dino"] = ("a twin from the paper's code", _dino)
+PEERS["lpips"] = ("a twin from the paper's code", _lpips)
+PEERS["efficientnet-lite0"] = ("a twin from the paper's code", _efficientnet)
+for part in ("decoder", "statistics"):
+    PEERS[f"rae-{part}"] = ("a twin from the paper's code", functools.partial(_rae_part, part))
+for kind in rae_helpers.KINDS:
+    measure = functools.partial(_rae, kind)
+    PEERS[f"diffusers-rae of {kind}"] = ("diffusers' AutoencoderRAE", measure)

@@ -17,7 +17,7 @@ from dit_jax.presets import find_preset
 torch = pytest.importorskip("torch")
 
 from tests.interop import parity  # noqa: E402
-from tests.torch_twins import ddt, dit, dit_moe, lightning_dit, promoe, repa  # noqa: E402
+from tests.torch_twins import ddt, dit, dit_dh, dit_moe, lightning_dit, promoe, repa  # noqa: E402
 
 SIZES = {"input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 128, "num_heads": 2}
 PATCHES = {"input_size": 4, "patch_size": 1, "in_channels": 8, "hidden_size": 128, "num_heads": 2}
@@ -50,6 +50,11 @@ FAMILIES = {
             decoder_depth=4,
             num_classes=10,
         ),
+        TIMES,
+        ["encoder", "decoder"],
+    ),
+    "dit-dh": (
+        lambda: dit_dh.DiTwDDTHead(4, 12, (32, 48), (3, 2), (4, 2), num_classes=10),
         TIMES,
         ["encoder", "decoder"],
     ),

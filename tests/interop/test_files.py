@@ -1,8 +1,11 @@
 """Corrupt and hostile files: refused in one line, nothing run, nothing left behind."""
 
+import argparse
+import dataclasses
 import json
 import pathlib
 import pickle
+import sys
 import zipfile
 
 import ml_dtypes
@@ -41,12 +44,23 @@ def refused(tmp_path, file, match, **options):
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def save_legacy(tensors, file):
+    """As PyTorch did before 1.6."""
+    torch.save(tensors, file, _use_new_zipfile_serialization=False)
+
+
+SAVE = {
+    "zipped.pt": torch.save,
+    "legacy.pt": save_legacy,
+    "model.safetensors": safetensors_torch.save_file,
+}
+
+
+@pytest.mark.parametrize("name", SAVE)
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.99])
-def test_truncated(weights, tmp_path, suffix, kept):
-    file = tmp_path / f"model{suffix}"
-    save = torch.save if suffix == ".pt" else safetensors_torch.save_file
-    save(weights, file)
+def test_truncated(weights, tmp_path, name, kept):
+    file = tmp_path / name
+    SAVE[name](weights, file)
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
     refused(tmp_path, file, "is damaged or no")
@@ -194,13 +208,94 @@ def test_shards_are_read_as_one_file(weights, tmp_path):
     refused(tmp_path, index, "has no weight_map")
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("name", SAVE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_dtypes_are_read_as_they_are(tmp_path, suffix, dtype):
+def test_dtypes_are_read_as_they_are(tmp_path, name, dtype):
     value = torch.arange(6, dtype=dtype).reshape(2, 3) / 3
-    save = torch.save if suffix == ".pt" else safetensors_torch.save_file
-    save({"x": value}, tmp_path / f"x{suffix}")
-    stored = open_state_dict(tmp_path / f"x{suffix}").tensors["x"]
+    SAVE[name]({"x": value}, tmp_path / name)
+    stored = open_state_dict(tmp_path / name).tensors["x"]
     assert stored.shape == (2, 3)
     assert stored.read().dtype == np.dtype(getattr(ml_dtypes, stored.dtype, stored.dtype))
     np.testing.assert_array_equal(stored.read().astype(np.float64), value.double().numpy())
+
+
+def test_a_legacy_file_is_read_without_torch(tmp_path, monkeypatch):
+    """Views of one storage, parameters, counters, no elements, and what a script saves beside."""
+    base = torch.arange(24.0).reshape(4, 6)
+    model = {
+        "whole": base,
+        "transposed": base.T,
+        "inside": base[1:3, ::2],
+        "expanded": base[:, :1].expand(4, 3),
+        "parameter": torch.nn.Parameter(base[2]),
+        "counter": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+    }
+    options = argparse.Namespace(depth=2, name="tiny")
+    save_legacy({"model": model, "args": options, "step": 3}, tmp_path / "model.pth")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    state = open_state_dict(tmp_path / "model.pth")
+    assert state.group == "model"
+    assert state.tensors.keys() == model.keys()
+    for key, value in model.items():
+        found, expected = state.tensors[key].read(), value.detach().numpy()
+        assert found.dtype == expected.dtype and state.tensors[key].shape == expected.shape
+        np.testing.assert_array_equal(found, expected, err_msg=key)
+
+
+class Numbers:
+    """Stands for the storage of a forged tensor."""
+
+
+@dataclasses.dataclass
+class Forged:
+    offset: int
+    shape: tuple
+    strides: tuple
+
+    def __reduce__(self):
+        view = (Numbers(), self.offset, self.shape, self.strides, False, None)
+        return torch._utils._rebuild_tensor_v2, view
+
+
+def save_forged(file, **forged):
+    """A legacy file of tensors of a storage of six numbers."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            if isinstance(value, Numbers):
+                return ("storage", torch.FloatStorage, "0", "cpu", 6, None)
+
+    with file.open("wb") as stream:
+        for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, forged, ["0"]):
+            Pickler(stream, 2).dump(value)
+        stream.write((6).to_bytes(8, "little") + np.arange(6, dtype=np.float32).tobytes())
+
+
+def test_a_tensor_does_not_reach_beyond_its_storage(tmp_path):
+    save_forged(tmp_path / "model.pt", x=Forged(1, (2, 2), (3, 1)))
+    found = open_state_dict(tmp_path / "model.pt").tensors["x"].read()
+    np.testing.assert_array_equal(found, [[1, 2], [4, 5]])
+    views = [
+        (2, (2, 2), (3, 1)),
+        (0, (7,), (1,)),
+        (3, (2,), (-1,)),
+        (-1, (2,), (1,)),
+        (0, (2,), ()),
+    ]
+    for view in views:
+        save_forged(tmp_path / "model.pt", x=Forged(*view))
+        refused(tmp_path, tmp_path / "model.pt", "is damaged or no")
+
+
+def test_a_pickle_cannot_say_that_a_storage_is_longer(tmp_path):
+    """A pickle may set attributes: here a storage's, and back before its numbers are looked for."""
+    file = tmp_path / "model.pt"
+    save_forged(file, x=Forged(0, (32767,), (1,)), y=Forged(0, (6,), (1,)))
+    start, middle, end = file.read_bytes().split(pickle.BINPERSID)
+    longer, right = (
+        b"%s}U\x06lengthM%ssb" % (pickle.BINPERSID, length.to_bytes(2, "little"))
+        for length in (32767, 6)
+    )
+    file.write_bytes(start + longer + middle + right + end)
+    refused(tmp_path, file, "is damaged or no")

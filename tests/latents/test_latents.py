@@ -5,7 +5,7 @@ import pytest
 
 from dit_jax.errors import InputError
 from dit_jax.images import to_uint8
-from dit_jax.latents import CachedVAE, Pixels
+from dit_jax.latents import VAE, Cached, Pixels
 
 KEY = jax.random.key(0)
 
@@ -34,7 +34,7 @@ def moments(mean, log_variance, count=20_000):
 
 def test_cached_latents_are_draws_of_the_scaled_posterior():
     mean, log_variance, scale = np.array([1.5, -2.0]), np.array([0.0, np.log(4.0)]), 0.3
-    x = np.asarray(CachedVAE(scale).encode({}, KEY, moments(mean, log_variance)))
+    x = np.asarray(Cached(VAE(scale=scale)).encode({}, KEY, moments(mean, log_variance)))
     assert x.shape == (20_000, 1, 1, 2) and x.dtype == np.float32
     # Four standard errors of a mean and of a standard deviation, over 20,000 draws.
     std = scale * np.exp(log_variance / 2)
@@ -47,15 +47,15 @@ def test_encoding_is_mean_plus_std_times_noise():
     rng = np.random.default_rng(0)
     mean, log_variance = rng.normal(size=(2, 3, 4, 5, 2)).astype(np.float32)
     noise = np.asarray(jax.random.normal(KEY, mean.shape))
-    x = CachedVAE().encode({}, KEY, np.concatenate([mean, log_variance], axis=-1))
+    x = Cached(VAE()).encode({}, KEY, np.concatenate([mean, log_variance], axis=-1))
     expected = 0.18215 * (mean + np.exp(log_variance / 2) * noise)
     np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_encoding_follows_its_key():
     records = moments([0, 0], [0, 0], count=4)
-    one, again = (CachedVAE().encode({}, KEY, records) for _ in range(2))
-    other = CachedVAE().encode({}, jax.random.key(1), records)
+    one, again = (Cached(VAE()).encode({}, KEY, records) for _ in range(2))
+    other = Cached(VAE()).encode({}, jax.random.key(1), records)
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 1e-3
 
@@ -63,30 +63,53 @@ def test_encoding_follows_its_key():
 @pytest.mark.parametrize(("log_variance", "clipped"), [(-1e4, -30.0), (1e4, 20.0)])
 def test_extreme_variances_are_clipped(log_variance, clipped):
     mean = [0.0, 0.0]
-    extreme = CachedVAE().encode({}, KEY, moments(mean, [log_variance] * 2, count=3))
-    bound = CachedVAE().encode({}, KEY, moments(mean, [clipped] * 2, count=3))
+    extreme = Cached(VAE()).encode({}, KEY, moments(mean, [log_variance] * 2, count=3))
+    bound = Cached(VAE()).encode({}, KEY, moments(mean, [clipped] * 2, count=3))
     assert np.isfinite(extreme).all() and (np.asarray(extreme) != 0).all()
     np.testing.assert_array_equal(extreme, bound)
 
 
 def test_half_precision_records_are_computed_in_float32():
     records = moments([1.0, 2.0], [0.0, 0.0], count=3)
-    x = CachedVAE().encode({}, KEY, records.astype(np.float16))
+    x = Cached(VAE()).encode({}, KEY, records.astype(np.float16))
     assert x.dtype == jnp.float32
-    np.testing.assert_allclose(x, CachedVAE().encode({}, KEY, records), rtol=1e-6)
+    np.testing.assert_allclose(x, Cached(VAE()).encode({}, KEY, records), rtol=1e-6)
 
 
 def test_cached_latents_have_half_the_channels():
-    assert CachedVAE().shape((32, 16, 8)) == (32, 16, 4)
+    assert Cached(VAE()).shape((32, 16, 8)) == (32, 16, 4)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 7])
 def test_an_odd_number_of_channels_is_refused(channels):
-    with pytest.raises(InputError, match=f"cached latents have {channels} channels"):
-        CachedVAE().shape((32, 32, channels))
+    with pytest.raises(InputError, match=f"stored latents have {channels} channels"):
+        Cached(VAE()).shape((32, 32, channels))
 
 
-def test_cached_latents_cannot_be_decoded():
-    assert not CachedVAE().decodes
-    with pytest.raises(InputError, match="no decoder: sample with decode=False"):
-        CachedVAE().decode({}, jnp.zeros((1, 4, 4, 4)))
+def test_a_shift_is_taken_off_before_scaling():
+    records = moments([1.0, 2.0], [0.0, 0.0], count=3)
+    plain = Cached(VAE(scale=0.5)).encode({}, KEY, records)
+    shifted = Cached(VAE(scale=0.5, shift=3.0)).encode({}, KEY, records)
+    np.testing.assert_allclose(shifted, plain - 1.5, rtol=1e-5)
+
+
+def test_cached_latents_need_no_weights_but_to_be_decoded():
+    latents = Cached(VAE())
+    assert latents.load() == {} and not latents.decodes
+    with pytest.raises(InputError, match="VAE.weights is not set: .* decode=False"):
+        latents.load_decoder()
+    assert Cached(VAE("weights/vae")).decodes and Cached(VAE("weights/vae")).load() == {}
+
+
+def test_a_space_where_nothing_is_drawn_stores_its_latents():
+    images = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1)
+    stored = Pixels().store({}, images)
+    cached = Cached(Pixels())
+    assert cached.shape((4, 4, 1)) == (4, 4, 1) and cached.decodes
+    np.testing.assert_array_equal(cached.encode({}, KEY, stored), Pixels().encode({}, KEY, images))
+    np.testing.assert_array_equal(cached.decode({}, stored), stored)
+
+
+def test_images_are_not_taken_for_cached_latents():
+    with pytest.raises(InputError, match="the data are uint8 images, not cached latents"):
+        Cached(Pixels()).encode({}, KEY, np.zeros((1, 4, 4, 1), np.uint8))

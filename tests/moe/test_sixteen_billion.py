@@ -9,11 +9,10 @@ import pytest
 from dit_jax.data import Absent
 from dit_jax.diffusion import Euler, Sampling
 from dit_jax.experiment import Experiment, RunFolder, Training
-from dit_jax.latents import CachedVAE
+from dit_jax.latents import VAE, Cached
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.parallel.sharding import Layout
 from dit_jax.presets import find_preset
-from dit_jax.training.fresh import abstract_state
 from dit_jax.training.state import state_shardings, with_shardings
 from dit_jax.training.step import make_step
 
@@ -28,7 +27,7 @@ def test_the_step_of_g_lowers_with_expert_parallelism(parallel):
     experiment = Experiment(
         model=preset.model.clone(dtype="bfloat16", remat="full"),
         process=preset.process,
-        latents=CachedVAE(),
+        latents=Cached(VAE()),
         data=Absent((32, 32, 8), 1000),
         sampling=Sampling(Euler(steps=50)),
         training=Training(batch_size=16),
@@ -36,7 +35,7 @@ def test_the_step_of_g_lowers_with_expert_parallelism(parallel):
     )
     layout = Layout(parallel.mesh())
     optimizer = experiment.optimizer.build(10)
-    abstract = abstract_state(experiment)
+    abstract = jax.eval_shape(experiment.fresh_state)
     shardings = state_shardings(layout, optimizer, abstract)
     state = with_shardings(abstract, shardings)
     batch = {

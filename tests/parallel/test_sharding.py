@@ -131,7 +131,7 @@ def test_shardings_follow_the_rules():
     assert here.replicated.spec == PartitionSpec()
     assert here.batch.spec == PartitionSpec(("data", "fsdp", "expert"))
     spec = here.sharding(("batch", "tokens", None), (8, 5, 3)).spec
-    assert spec == PartitionSpec(("data", "fsdp", "expert"), None, None)
+    assert spec == PartitionSpec(("data", "fsdp", "expert"), ("sequence",), None)
     assert here.sharding((), ()).is_fully_replicated
     assert here.ways("batch") == math.prod(here.mesh.devices.shape) == 8
     assert here.ways("embed") == 4 and here.ways("tokens") == 1

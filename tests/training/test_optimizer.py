@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from dit_jax.training.optimizer import AdamW, Constant, Cosine
+from dit_jax.training.optimizer import AdamW, Constant, Cosine, Linear
 
 PARAMS = {"a": np.array([1.0, -2.0, 0.5], np.float32), "b": np.array([[3.0]], np.float32)}
 GRADS = [
@@ -42,6 +42,12 @@ def test_a_cosine_after_warm_up_ends_with_the_run():
 def test_a_cosine_can_end_above_zero():
     found = rates(Cosine(warmup=20, final=0.1), 100, [20, 60, 100, 10_000])
     np.testing.assert_allclose(found, [2.0, 1.1, 0.2, 0.2], rtol=1e-5)
+
+
+def test_a_line_leads_from_the_peak_to_the_last_rate():
+    schedule = Linear(warmup=10, start=20, stop=60, final=0.5)
+    found = rates(schedule, 100, [0, 10, 30, 50, 70, 99])
+    np.testing.assert_allclose(found, [0, 2.0, 2.0, 1.5, 1.0, 1.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", [Constant(warmup=50), Cosine(warmup=50)])

@@ -13,6 +13,8 @@ import pytest
 from dit_jax.run import load
 from tests.training import tiny
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):

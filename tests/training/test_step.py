@@ -8,59 +8,25 @@ import numpy as np
 import optax
 import pytest
 
-from dit_jax.diffusion import Flow, Gaussian
-from dit_jax.latents import CachedVAE, Pixels
+from dit_jax.diffusion import Flow
+from dit_jax.latents import VAE, Cached, Pixels
 from dit_jax.models import DiT
 from dit_jax.models.inputs import example_inputs
 from dit_jax.models.output import Output
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.parallel.sharding import Layout
 from dit_jax.randomness import Purpose, key_for
-from dit_jax.training.state import new_state, state_shardings
+from dit_jax.training.state import new_state
 from dit_jax.training.step import make_loss, make_step
+from tests.training import steps
+from tests.training.steps import OPTIMIZER, SHAPE, batch_of
 
-SHAPE = (8, 8, 1)
 MODEL = DiT(patch=4, hidden=32, depth=2, heads=2, num_classes=10)
-OPTIMIZER = optax.adamw(1e-2)
 WHOLE = Parallel()
 
 
-def batch_of(step, size=16):
-    rng = np.random.default_rng(step)
-    image = rng.integers(0, 256, (size, *SHAPE), np.uint8)
-    return {"image": image, "label": rng.integers(0, 10, size).astype(np.int32)}
-
-
-def run_steps(model=MODEL, parallel=WHOLE, devices=None, steps=4, accumulation=1, decays=(0.9,)):
-    """Losses and the last state of a few jitted steps on a mesh."""
-    layout = Layout(parallel.mesh(devices))
-    key, *inputs = example_inputs(SHAPE)
-
-    def init():
-        return new_state(model.init(key, *inputs)["params"], OPTIMIZER, decays)
-
-    shardings = state_shardings(layout, OPTIMIZER, jax.eval_shape(init))
-    state = jax.jit(init, out_shardings=shardings)()
-    step = make_step(
-        model,
-        Gaussian(),
-        Pixels(),
-        OPTIMIZER,
-        accumulation=accumulation,
-        seed=0,
-        layout=layout,
-    )
-    step = jax.jit(
-        step,
-        in_shardings=(shardings, layout.batch, layout.replicated),
-        out_shardings=(shardings, layout.replicated),
-        donate_argnums=0,
-    )
-    losses = []
-    for i in range(steps):
-        state, metrics = step(state, batch_of(i), {})
-        losses.append(float(metrics["loss"]))
-    return np.array(losses), state, metrics
+def run_steps(model=MODEL, parallel=WHOLE, **options):
+    return steps.run_steps(model, parallel, **options)
 
 
 @functools.cache
@@ -160,7 +126,7 @@ def test_a_models_own_losses_and_metrics_join_in():
 
 
 def test_cached_latents_are_drawn_anew_each_step():
-    latents = CachedVAE(scale=1.0)
+    latents = Cached(VAE(scale=1.0))
     moments = jnp.zeros((2, 4, 4, 8))
     first, again, other = (
         latents.encode({}, key_for(0, step, Purpose.ENCODE), moments) for step in (0, 0, 1)

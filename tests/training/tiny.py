@@ -58,9 +58,15 @@ def experiment(folder: pathlib.Path, **options):
     return built
 
 
-def start(config: pathlib.Path, run_dir: pathlib.Path, *args: str, **kwargs) -> subprocess.Popen:
+def start(
+    config: pathlib.Path,
+    run_dir: pathlib.Path,
+    *args: str,
+    env: dict[str, str] | None = None,
+    **kwargs,
+) -> subprocess.Popen:
     """Starts `train.py` as a process group of its own, on one device, output to a file."""
-    env = os.environ | {"XLA_FLAGS": ""}
+    env = os.environ | {"XLA_FLAGS": ""} | (env or {})
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     with open(run_dir.parent / f"{run_dir.name}.out", "a") as out:
         return subprocess.Popen(
@@ -79,8 +85,8 @@ def output(run_dir: pathlib.Path) -> str:
     return " ".join((run_dir.parent / f"{run_dir.name}.out").read_text().split())
 
 
-def finish(config: pathlib.Path, run_dir: pathlib.Path, *args: str) -> None:
-    process = start(config, run_dir, *args)
+def finish(config: pathlib.Path, run_dir: pathlib.Path, *args: str, **kwargs) -> None:
+    process = start(config, run_dir, *args, **kwargs)
     assert process.wait(timeout=300) == 0, output(run_dir)
 
 

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,18 +30,21 @@ class _Discrete(Solver):
     ) -> jax.Array:
         """Moves `x` to the kept index before, given the model's output and fresh noise."""
 
-    def __call__(self, process, denoise, x, condition, keys):
-        self.check(process)
+    def evaluations(self, process):
+        return len(respace(process.steps, self.steps))
+
+    def solve(self, process, denoise, x, state, condition, keys):
         table = process.transitions(respace(process.steps, self.steps))
         table = Transition(*(column[::-1] for column in table))
 
-        def body(x: jax.Array, scanned: tuple[jax.Array, Transition]) -> tuple[jax.Array, None]:
-            number, row = scanned
-            output = denoise(x, row.index / process.steps, condition)
-            return self.step(process, x, output, row, normal_like(keys, x, number)), None
+        def body(carry: tuple[jax.Array, Any], scanned: tuple[jax.Array, Transition]):
+            (x, state), (number, row) = carry, scanned
+            output, state = denoise.evaluate(x, row.index / process.steps, condition, state)
+            x = self.step(process, x, output, row, normal_like(keys, x, number))
+            return (x, state), None
 
         numbers = np.arange(len(table.index))
-        return jax.lax.scan(body, x, (numbers, table))[0]
+        return jax.lax.scan(body, (x, state), (numbers, table))[0]
 
 
 @dataclasses.dataclass(frozen=True)

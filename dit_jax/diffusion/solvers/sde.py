@@ -7,18 +7,20 @@ h (-v + D score) and sqrt(2 D h) noise.
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
+from dit_jax.diffusion.conversions import Estimate
 from dit_jax.diffusion.flow import Flow
 from dit_jax.diffusion.interpolants import VP
 from dit_jax.diffusion.solvers.solver import Solver, normal_like
 
 Diffusion = Literal["sbdm", "sigma", "linear", "constant", "decreasing", "sin"]
 LastStep = Literal["mean", "euler", "tweedie", "none"]
-Drift = Callable[[jax.Array, jax.Array], jax.Array]
+# (x, state, t) -> (value, state)
+Drift = Callable[[jax.Array, Any, jax.Array], tuple[jax.Array, Any]]
 
 # The "sbdm" diffusion of Linear and GVP is infinite at pure noise: start just short of it.
 _SBDM_START = 1 - 1e-3
@@ -37,6 +39,7 @@ class _SDE(Solver):
     """
 
     PROCESS: ClassVar[type[Flow]] = Flow
+    EVALUATIONS: ClassVar[int] = 1  # A step.
     steps: int = 250
     diffusion: Diffusion = "sigma"
     norm: float = 1.0
@@ -45,38 +48,42 @@ class _SDE(Solver):
 
     @abc.abstractmethod
     def step(
-        self, drift: Drift, x: jax.Array, t: jax.Array, h: jax.Array, noise: jax.Array
-    ) -> jax.Array:
+        self, drift: Drift, x: jax.Array, state: Any, t: jax.Array, h: jax.Array, noise: jax.Array
+    ) -> tuple[jax.Array, Any]:
         """Moves `x` from t to t - h; `noise` is already scaled."""
 
-    def __call__(self, process, denoise, x, condition, keys):
-        self.check(process)
+    def evaluations(self, process):
+        return (self.steps - 1) * self.EVALUATIONS + (self.last_step != "none")
+
+    def solve(self, process, denoise, x, state, condition, keys):
         stop = 0.0 if self.last_step == "none" else self.last_step_size
         grid = process.grid(self.steps - 1, stop)
         if self.diffusion == "sbdm" and not isinstance(process.path, VP):
             grid = jnp.minimum(grid, _SBDM_START)
 
-        def estimate(x: jax.Array, t: jax.Array):
-            return process.estimate(x, t, denoise(x, t, condition))
+        def estimate(x: jax.Array, state: Any, t: jax.Array) -> tuple[Estimate, Any]:
+            output, state = denoise.evaluate(x, t, condition, state)
+            return process.estimate(x, t, output), state
 
-        def drift(x: jax.Array, t: jax.Array) -> jax.Array:
-            e = estimate(x, t)
-            return -e.velocity + self._diffusion(process, t) * e.score
+        def drift(x: jax.Array, state: Any, t: jax.Array) -> tuple[jax.Array, Any]:
+            e, state = estimate(x, state, t)
+            return -e.velocity + self._diffusion(process, t) * e.score, state
 
-        def body(x: jax.Array, scanned) -> tuple[jax.Array, None]:
-            number, t, after = scanned
+        def body(carry: tuple[jax.Array, Any], scanned):
+            (x, state), (number, t, after) = carry, scanned
             h = t - after
             scale = jnp.sqrt(2 * self._diffusion(process, t) * h)
-            return self.step(drift, x, t, h, scale * normal_like(keys, x, number)), None
+            return self.step(drift, x, state, t, h, scale * normal_like(keys, x, number)), None
 
         numbers = jnp.arange(self.steps - 1)
-        x = jax.lax.scan(body, x, (numbers, grid[:-1], grid[1:]))[0]
+        x, state = jax.lax.scan(body, (x, state), (numbers, grid[:-1], grid[1:]))[0]
         if self.last_step == "none":
-            return x
+            return x, state
         if self.last_step == "mean":
-            return x + grid[-1] * drift(x, grid[-1])
-        e = estimate(x, grid[-1])
-        return e.x0 if self.last_step == "tweedie" else x - grid[-1] * e.velocity
+            value, state = drift(x, state, grid[-1])
+            return x + grid[-1] * value, state
+        e, state = estimate(x, state, grid[-1])
+        return (e.x0 if self.last_step == "tweedie" else x - grid[-1] * e.velocity), state
 
     def _diffusion(self, process: Flow, t: jax.Array) -> jax.Array:
         forms = {
@@ -94,16 +101,19 @@ class _SDE(Solver):
 class EulerMaruyama(_SDE):
     """First order; SiT's published numbers use it."""
 
-    def step(self, drift, x, t, h, noise):
-        return x + h * drift(x, t) + noise
+    def step(self, drift, x, state, t, h, noise):
+        value, state = drift(x, state, t)
+        return x + h * value + noise, state
 
 
 @dataclasses.dataclass(frozen=True)
 class HeunSDE(_SDE):
     """Second order in the drift: the noise is added first (Karras et al., arXiv 2206.00364)."""
 
-    def step(self, drift, x, t, h, noise):
+    EVALUATIONS: ClassVar[int] = 2
+
+    def step(self, drift, x, state, t, h, noise):
         x = x + noise
-        first = drift(x, t)
-        second = drift(x + h * first, t - h)
-        return x + h / 2 * (first + second)
+        first, state = drift(x, state, t)
+        second, state = drift(x + h * first, state, t - h)
+        return x + h / 2 * (first + second), state

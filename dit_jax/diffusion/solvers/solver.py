@@ -2,11 +2,11 @@
 
 import abc
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 
-from dit_jax.diffusion.guidance import Condition, Denoiser
+from dit_jax.diffusion.denoiser import Condition, Denoiser, StatefulDenoiser, stateful
 from dit_jax.diffusion.process import Process
 from dit_jax.errors import InputError
 
@@ -17,11 +17,10 @@ class Solver(abc.ABC):
 
     PROCESS: ClassVar[type[Process]] = Process
 
-    @abc.abstractmethod
     def __call__(
         self,
         process: Process,
-        denoise: Denoiser,
+        denoise: Denoiser | StatefulDenoiser,
         x: jax.Array,
         condition: Condition,
         keys: jax.Array,
@@ -30,13 +29,39 @@ class Solver(abc.ABC):
 
         Args:
           process: converts the denoiser's output.
-          denoise: (x, t, condition) -> output, t a scalar of library time.
+          denoise: (x, t, condition) -> output, t a scalar of library time; or one with a state.
           x: standard normal noise [B, H, W, C], float32.
           condition: pytree of arrays [B, ...].
           keys: one typed key a sample [B], so that a sample does not depend on its batch.
 
         Returns:
           Samples [B, H, W, C], float32.
+
+        Raises:
+          InputError: the process is of another kind.
+        """
+        self.check(process)
+        denoise = stateful(denoise)
+        return self.solve(process, denoise, x, denoise.start(x, condition), condition, keys)[0]
+
+    @abc.abstractmethod
+    def solve(
+        self,
+        process: Process,
+        denoise: StatefulDenoiser,
+        x: jax.Array,
+        state: Any,
+        condition: Condition,
+        keys: jax.Array,
+    ) -> tuple[jax.Array, Any]:
+        """As a call, but from a given state of the denoiser; returns the last one too."""
+
+    @abc.abstractmethod
+    def evaluations(self, process: Process) -> int:
+        """Returns how often the denoiser is evaluated.
+
+        Raises:
+          InputError: that depends on the samples.
         """
 
     def check(self, process: Process) -> None:

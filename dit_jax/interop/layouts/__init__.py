@@ -4,12 +4,19 @@ from dit_jax.errors import InputError
 from dit_jax.interop.layout import Found, Layout, Shapes
 from dit_jax.interop.layouts.ddt import DDTLayout
 from dit_jax.interop.layouts.diffusers_dit import DiffusersDiTLayout
+from dit_jax.interop.layouts.diffusers_rae import DiffusersRAELayout
 from dit_jax.interop.layouts.diffusers_vae import DiffusersVAELayout
+from dit_jax.interop.layouts.dino import DINOLayout
 from dit_jax.interop.layouts.dinov2 import Dinov2Layout
 from dit_jax.interop.layouts.dit import DiTLayout
+from dit_jax.interop.layouts.dit_dh import DiTDHLayout
 from dit_jax.interop.layouts.dit_moe import DiTMoELayout
+from dit_jax.interop.layouts.efficientnet import EfficientNetLayout
 from dit_jax.interop.layouts.lightning_dit import LightningDiTLayout
+from dit_jax.interop.layouts.lpips import LPIPSLayout
 from dit_jax.interop.layouts.promoe import ProMoELayout
+from dit_jax.interop.layouts.rae_decoder import RAEDecoderLayout
+from dit_jax.interop.layouts.rae_statistics import RAEStatisticsLayout
 from dit_jax.interop.layouts.repa import REPALayout
 from dit_jax.interop.layouts.siglip import SigLIPLayout
 from dit_jax.interop.layouts.sit import SiTLayout
@@ -22,12 +29,19 @@ LAYOUTS: tuple[Layout, ...] = (
     DiffusersDiTLayout(),
     LightningDiTLayout(),
     DDTLayout(),
+    DiTDHLayout(),
     DiTMoELayout(),
     ProMoELayout(),
     DiffusersVAELayout(),
     Dinov2Layout(),
     SigLIPLayout(),
     ViTMAELayout(),
+    DINOLayout(),
+    LPIPSLayout(),
+    EfficientNetLayout(),
+    RAEDecoderLayout(),
+    RAEStatisticsLayout(),
+    DiffusersRAELayout(),
 )
 
 

@@ -76,7 +76,8 @@ class DiffusersDiTLayout(Layout):
             *linear("proj_out_2", "final/linear"),
         ]
 
-    def write_config(self, found):
+    def write_config(self, found, read):
+        del read
         model, (side, _, channels) = found.module, found.inputs[1].shape[1:]
         return {
             "_class_name": "DiTTransformer2DModel",

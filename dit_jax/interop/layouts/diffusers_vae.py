@@ -106,7 +106,8 @@ class DiffusersVAELayout(Layout):
             rules += conv("post_quant_conv", "post_quant_conv")
         return rules
 
-    def write_config(self, found):
+    def write_config(self, found, read):
+        del read
         module = found.module
         levels = len(module.channels)
         return {

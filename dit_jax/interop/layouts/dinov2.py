@@ -57,7 +57,7 @@ class Dinov2Layout(VisionLayout):
         return isinstance(ffn, SwiGLU) or super().keeps(ffn)
 
     def entries(self, found):
-        prefix, path = found.notes.get("prefix", ""), "blocks/layers"
+        prefix, path = self.prefix(found), "blocks/layers"
         entries = super().entries(found)
         entries += [
             tensor(f"{prefix}{_LAYER}.layer_scale{i}.lambda1", f"{path}/scale{i}") for i in (1, 2)
@@ -69,7 +69,7 @@ class Dinov2Layout(VisionLayout):
     def ffn_rules(self, found, layer, path):
         if not isinstance(found.module.ffn, SwiGLU):
             return super().ffn_rules(found, layer, path)
-        inner, outer = _GATED[found.notes.get("names", _RELEASED)]
+        inner, outer = _GATED[self.spelling(found)]
         weights, biases = (
             tuple(f"{layer}.{key}.{leaf}" for key in inner) for leaf in ("weight", "bias")
         )

@@ -19,7 +19,7 @@ from dit_jax.interop.rules import (
     patch_embed,
     tensor,
 )
-from dit_jax.latents import CachedVAE
+from dit_jax.latents import VAE, Cached
 from dit_jax.layers.mlp import Mlp
 from dit_jax.layers.patch import patch_grid
 from dit_jax.layers.position import sincos_2d
@@ -125,7 +125,7 @@ def found_dit(
         model=model,
         process=process,
         sampling=sampling,
-        latents=CachedVAE(),
+        latents=Cached(VAE()),
         data=Absent((height, width, 2 * channels), model.num_classes),
         training=Training(ema=()),
         run=RunFolder(""),

@@ -7,6 +7,7 @@ from dit_jax.interop.layout import Layout, Shapes, count_layers
 from dit_jax.interop.layouts.dit import found_dit, sample_shape
 from dit_jax.interop.layouts.sit import is_flow
 from dit_jax.interop.rules import (
+    Entry,
     Fixed,
     fused_qkv,
     linear,
@@ -21,6 +22,12 @@ from dit_jax.layers.position import sincos_2d
 from dit_jax.layers.rope import AxialRope
 from dit_jax.models import DiT
 
+COMPUTED = "sines that the model computes"
+_NORMS = ("norm1", "norm2")
+_GATE_VALUE = (
+    ("weight", "kernel", "(two h) i -> i two h"),
+    ("bias", "bias", "(two h) -> two h"),
+)
 _PARTS = {"ffn": SwiGLU(), "norm": "rms", "rope": AxialRope()}
 
 
@@ -63,10 +70,7 @@ class LightningDiTLayout(Layout):
         model = found.module
         grid = patch_grid(found.inputs[1].shape, model.patch)
         block, layer = "blocks.{i}", "blocks/layers"
-        angles = np.repeat(model.rope.angles(grid, model.hidden // model.heads), 2, axis=1)
-        computed = "sines that the model computes"
-        gate_value = "(two h) i -> i two h", "(two h) -> two h"
-        norms = [(f"{block}.norm1", f"{layer}/norm1"), (f"{block}.norm2", f"{layer}/norm2")]
+        norms = []
         if model.qk_norm is not None:
             norms += [(f"{block}.attn.{n}", f"{layer}/attention/{n}") for n in ("q_norm", "k_norm")]
         return [
@@ -74,24 +78,41 @@ class LightningDiTLayout(Layout):
             *linear("t_embedder.mlp.0", "time_embed/fc1"),
             *linear("t_embedder.mlp.2", "time_embed/fc2"),
             tensor("y_embedder.embedding_table.weight", "label_embed/table/embedding"),
-            *fused_qkv(f"{block}.attn.qkv", f"{layer}/attention/qkv", model.heads),
-            *merge_heads(f"{block}.attn.proj", f"{layer}/attention/out", model.heads),
+            *block_entries(layer, model.heads),
             *(tensor(f"{source}.weight", f"{path}/scale") for source, path in norms),
-            *(
-                tensor(
-                    f"{block}.mlp.w12.{leaf}",
-                    f"{layer}/ffn/gate_value/{name}",
-                    pattern,
-                    sizes=(("two", 2),),
-                )
-                for leaf, name, pattern in zip(("weight", "bias"), ("kernel", "bias"), gate_value)
-            ),
-            *linear(f"{block}.mlp.w3", f"{layer}/ffn/out"),
-            *linear(f"{block}.adaLN_modulation.1", f"{layer}/adaln/linear"),
             tensor("final_layer.norm_final.weight", "final/norm/scale"),
             *linear("final_layer.linear", "final/linear"),
             *linear("final_layer.adaLN_modulation.1", "final/adaln/linear"),
-            Fixed("pos_embed", sincos_2d(grid, model.hidden)[None], computed),
-            Fixed("feat_rope.freqs_cos", np.cos(angles), computed),
-            Fixed("feat_rope.freqs_sin", np.sin(angles), computed),
+            Fixed("pos_embed", sincos_2d(grid, model.hidden)[None], COMPUTED),
+            *rope_entries("feat_rope", model.rope.angles(grid, model.hidden // model.heads)),
         ]
+
+
+def block_entries(layer: str, heads: int, first: int = 0) -> list[Entry]:
+    """Rules for blocks, the first of which has that number in the file."""
+    block, options = "blocks.{i}", {"first": first}
+    norms = (tensor(f"{block}.{n}.weight", f"{layer}/{n}/scale", **options) for n in _NORMS)
+    return [
+        *fused_qkv(f"{block}.attn.qkv", f"{layer}/attention/qkv", heads, **options),
+        *merge_heads(f"{block}.attn.proj", f"{layer}/attention/out", heads, **options),
+        *norms,
+        *(
+            tensor(
+                f"{block}.mlp.w12.{leaf}",
+                f"{layer}/ffn/gate_value/{name}",
+                pattern,
+                sizes=(("two", 2),),
+                **options,
+            )
+            for leaf, name, pattern in _GATE_VALUE
+        ),
+        *linear(f"{block}.mlp.w3", f"{layer}/ffn/out", **options),
+        *linear(f"{block}.adaLN_modulation.1", f"{layer}/adaln/linear", **options),
+    ]
+
+
+def rope_entries(source: str, angles: np.ndarray) -> list[Entry]:
+    """The tables of a rotary embedding, each angle for both features of its pair."""
+    angles = np.repeat(angles, 2, axis=1)
+    tables = (("cos", np.cos(angles)), ("sin", np.sin(angles)))
+    return [Fixed(f"{source}.freqs_{name}", table, COMPUTED) for name, table in tables]

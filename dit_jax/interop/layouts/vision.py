@@ -66,8 +66,8 @@ class VisionLayout(Layout):
 
     Attributes:
       encoder: class of the encoder.
-      names: spellings, the one of released files first.
-      prefixes: what may stand before the encoder's keys.
+      names: spellings, the one first in which an encoder of unknown origin is written.
+      prefixes: what may stand before the encoder's keys, likewise.
       marks: further keys, after the prefix, that give the family away.
       foreign: beginnings of keys, after the prefix, that only other families have.
       unused: reasons why tensors of the encoder are kept aside, by regular expressions of their
@@ -122,7 +122,7 @@ class VisionLayout(Layout):
         return type(module) is self.encoder and module.affine and self.keeps(module.ffn)
 
     def entries(self, found):
-        module, prefix, names = found.module, found.notes.get("prefix", ""), self.spelling(found)
+        module, prefix, names = found.module, self.prefix(found), self.names[self.spelling(found)]
         layer, path = prefix + names.layer, "blocks/layers"
         qkv = [f"{layer}.{name}" for name in names.qkv]
         carried = {re.escape(prefix) + key: reason for key, reason in self.unused.items()}
@@ -133,7 +133,7 @@ class VisionLayout(Layout):
             *separate_qkv(qkv, f"{path}/attention/qkv", module.heads),
             *merge_heads(f"{layer}.{names.out}", f"{path}/attention/out", module.heads),
             *self.ffn_rules(found, layer, f"{path}/ffn"),
-            *norm(prefix + names.final, "norm"),
+            *(norm(prefix + names.final, "norm") if module.affine else []),
             *(Carried(key, reason) for key, reason in (carried | self.around).items()),
         ]
         if names.cls is None:
@@ -141,7 +141,8 @@ class VisionLayout(Layout):
         position = tensor(prefix + names.position, "position", "1 n d -> n d")
         return [*entries, position, tensor(prefix + names.cls, "cls", "1 1 d -> 1 d")]
 
-    def write_config(self, found):
+    def write_config(self, found, read):
+        del read
         config = found.notes["config"] if found.notes else self.make_config(found.module, ())
         if not config:
             raise InputError(
@@ -170,12 +171,16 @@ class VisionLayout(Layout):
 
     def ffn_rules(self, found: Found, layer: str, path: str) -> list[Entry]:
         """Rules for the channel mixer at `path`, part of the block with keys `layer`."""
-        names = zip(self.spelling(found).ffn, ("fc1", "fc2"))
+        names = zip(self.names[self.spelling(found)].ffn, ("fc1", "fc2"))
         return [rule for key, fc in names for rule in linear(f"{layer}.{key}", f"{path}/{fc}")]
 
-    def spelling(self, found: Found) -> Names:
-        """Names that a model's tensors had, or those of released files."""
-        return self.names[found.notes.get("names", next(iter(self.names)))]
+    def prefix(self, found: Found) -> str:
+        """What stood before the keys of a model's tensors, or what stands there first of all."""
+        return found.notes.get("prefix", self.prefixes[0])
+
+    def spelling(self, found: Found) -> str:
+        """Which of `names` a model's tensors had, or the first."""
+        return found.notes.get("names", next(iter(self.names)))
 
     def make_config(self, module: VisionEncoder, keys: Iterable[str]) -> dict[str, Any]:
         """Configuration of an encoder that came without one; `keys` are the file's."""

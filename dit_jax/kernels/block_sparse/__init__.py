@@ -52,7 +52,7 @@ def block_sparse_attention(
     if layout is None:
         return _attention(*operands)
     # Each device has its own samples and heads; a kernel cannot be divided by the compiler.
-    per_head = layout.sharding(("batch", "heads"), q.shape[:2]).spec
+    per_head = layout.sharding(("batch", "mixed_heads"), q.shape[:2]).spec
     return jax.shard_map(
         _attention,
         mesh=layout.mesh,

@@ -33,13 +33,13 @@ def split(x: jax.Array, cells: Cells, means: bool = False) -> tuple[jax.Array, .
     """
     run = functools.partial(_split, cells=cells, means=means)
     outputs = 1 + len(cells.sides) * means
-    return _per_device(run, x, (None, "heads"), ("heads",), outputs)
+    return _per_device(run, x, (None, "mixed_heads"), ("mixed_heads",), outputs)
 
 
 def join(x: jax.Array, cells: Cells) -> jax.Array:
     """Back from tokens [B, H, N', D] in the cells' order to those of the grid, [B, N, H, D]."""
     run = functools.partial(_join, cells=cells)
-    return _per_device(run, x, ("heads",), (None, "heads"), None)
+    return _per_device(run, x, ("mixed_heads",), (None, "mixed_heads"), None)
 
 
 def _per_device(run: Any, x: jax.Array, inner: tuple, outer: tuple, outputs: int | None) -> Any:

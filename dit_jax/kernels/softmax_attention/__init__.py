@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _FUNCTIONS = {
     "xla": xla.attention,
     "cudnn": cudnn.attention,
-    "splash": on_each_device(splash.attention, "batch", "tokens", "heads", "head"),
+    "splash": on_each_device(splash.attention, "batch", None, "mixed_heads", None),
 }
 
 

@@ -10,7 +10,7 @@ from dit_jax.errors import InputError
 from dit_jax.latents.vae.blocks import DownBlock, MidBlock, UpBlock, conv, group_norm
 
 # The authors' bounds: variances of 1e-13 to 5e8.
-_LOG_VARIANCES = (-30.0, 20.0)
+LOG_VARIANCES = (-30.0, 20.0)
 
 
 class Encoder(nn.Module):
@@ -132,7 +132,7 @@ class AutoencoderKL(nn.Module):
         if self.use_quant_conv:
             moments = self.quant_conv(moments)
         mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-        return mean, jnp.clip(log_variance, *_LOG_VARIANCES)
+        return mean, jnp.clip(log_variance, *LOG_VARIANCES)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Maps latents to images.

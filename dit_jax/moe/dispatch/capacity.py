@@ -62,5 +62,5 @@ def _place(routing, tokens: int) -> jax.Array:
 
 def _dot(x, layer):
     kernel = layer["kernel"].astype(x.dtype)
-    y = jnp.einsum("ecd,ed...->ec...", x, kernel)
+    y = jnp.einsum("ecd,edf->ecf", x, kernel.reshape(*kernel.shape[:2], -1))
     return y + layer["bias"].astype(x.dtype)[:, None] if "bias" in layer else y

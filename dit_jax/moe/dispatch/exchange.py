@@ -1,4 +1,4 @@
-"""Rows between the devices that hold experts (expert parallelism, GShard, arXiv 2006.16668)."""
+"""Experts on several devices (expert parallelism, GShard, arXiv 2006.16668)."""
 
 import dataclasses
 import functools
@@ -6,15 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from dit_jax.errors import InputError
 from dit_jax.moe.dispatch.dispatch import Compute
-from dit_jax.moe.dispatch.rows import permute, sort_by_expert
+from dit_jax.moe.dispatch.rounds import Rounds, in_rounds
+from dit_jax.moe.dispatch.trip import as_lanes
 from dit_jax.moe.experts import Params
 from dit_jax.moe.routing import Routing
 from dit_jax.parallel.sharding import Layout, current_layout, parameter_axes
+
+# Chips of a v5e slice from which on it has no ragged exchange ("limited ICI routing").
+_V5E_CHIPS = 32
 
 
 def across_experts(
@@ -23,7 +26,8 @@ def across_experts(
     """Runs a dispatch on each device's own tokens, and rows travel where the mesh divides experts.
 
     Experts are divided over the mesh axes of "experts" and their hidden layers over those of "mlp";
-    parameters that are divided further are gathered for the purpose.
+    parameters that are divided further are gathered for the purpose, in the dtype of the tokens.
+    Tokens of a sample may lie on several devices, unless slots name them.
 
     Args:
       local: (x, routing, params, compute, exchange) to results [G, M, D] and the share dropped.
@@ -40,18 +44,25 @@ def across_experts(
             f"{len(x)} groups of tokens do not divide over the {layout.ways('batch')} devices that "
             "share a batch: change the batch size, or a router's pools"
         )
-    axes = _logical_axes(layout, params)
+    axes = {
+        name: {leaf: parameter_axes(f"experts/{name}/{leaf}") for leaf in layer}
+        for name, layer in params.items()
+    }
+    specs = _map_leaves(lambda p, names: layout.sharding(names, p.shape).spec, params, axes)
     # Experts without a hidden layer are whole on each device: there is nothing to add up.
     hidden = any("mlp" in names for layer in axes.values() for names in layer.values())
+    apart = layout.axes("tokens") if routing.tokens is None else ()
     exchange = Exchange(
         layout.axes("experts"),
         layout.ways("experts"),
-        layout.axes("batch"),
+        layout.axes("batch") + apart,
         layout.axes("mlp") if hidden else (),
+        _has_ragged(layout),
     )
-    batch = PartitionSpec(layout.axes("batch"))
+    tokens = PartitionSpec(layout.axes("batch"), apart)
 
     def body(x, routing, params):
+        params = _map_leaves(functools.partial(_gather, layout, x.dtype), params, axes)
         # Devices add up parts of a sum, so of a bias that follows the sum each has its share.
         share = 1 / layout.ways("mlp") if hidden else 1.0
         params = {name: _shared(layer, axes[name], share) for name, layer in params.items()}
@@ -60,8 +71,8 @@ def across_experts(
     return jax.shard_map(
         body,
         mesh=layout.mesh,
-        in_specs=(batch, jax.tree.map(lambda _: batch, routing), _specs(layout, axes)),
-        out_specs=(batch, PartitionSpec()),
+        in_specs=(tokens, jax.tree.map(lambda _: tokens, routing), specs),
+        out_specs=(tokens, PartitionSpec()),
         check_vma=False,
     )(x, routing, params)
 
@@ -73,18 +84,20 @@ class Exchange:
     Attributes:
       axes: mesh axes that divide the experts.
       devices: number of devices along them.
-      batch_axes: mesh axes that divide the tokens.
+      token_axes: mesh axes that divide the tokens.
       hidden_axes: mesh axes that divide the experts' hidden layers.
+      ragged: whether TPUs have an exchange of rows in any number, if these are TPUs.
     """
 
     axes: tuple[str, ...] = ()
     devices: int = 1
-    batch_axes: tuple[str, ...] = ()
+    token_axes: tuple[str, ...] = ()
     hidden_axes: tuple[str, ...] = ()
+    ragged: bool = True
 
     def mean(self, x: jax.Array) -> jax.Array:
-        """Averages over all devices that share the batch."""
-        return jax.lax.pmean(x, self.batch_axes) if self.batch_axes else x
+        """Averages over all devices that share the tokens."""
+        return jax.lax.pmean(x, self.token_axes) if self.token_axes else x
 
     def to_experts(self, rows: jax.Array) -> jax.Array:
         """Sends places [E, C, D] to the devices of their experts: [E / P, P C, D]."""
@@ -98,13 +111,16 @@ class Exchange:
             return rows
         return jax.lax.all_to_all(rows, self.axes, split_axis=1, concat_axis=0, tiled=True)
 
-    def apply(self, function: Callable, rows: jax.Array, sizes: jax.Array) -> jax.Array:
+    def apply(
+        self, function: Callable, params: Params, rows: jax.Array, sizes: jax.Array
+    ) -> jax.Array:
         """Applies a function of sorted rows and group sizes where the rows' experts are.
 
-        Any device may get all rows of all others: there is room for them, so none is dropped.
+        Any device may get all rows of all others: they come in rounds then, and none is dropped.
 
         Args:
-          function: (rows [R, D], sizes [E / P]) to [R, D].
+          function: (params, rows [R, D], sizes [E / P], whether they add up to R) to [R, D].
+          params: of the experts that are here.
           rows: [S, D], sorted by expert.
           sizes: rows of each expert, [E].
 
@@ -112,75 +128,25 @@ class Exchange:
           [S, D], of the rows in their order.
         """
         if self.devices == 1:
-            return function(rows, sizes)
-        count = len(rows)
-        by_device = sizes.reshape(self.devices, -1)
-        counts = jax.lax.all_to_all(by_device, self.axes, 0, 0, tiled=True)
-        trip = _Trip(self.axes, count, by_device.sum(1), counts.sum(1))
-        received = trip.there(rows)
-        # From each device come rows in the order of experts; the rest of its room is nobody's.
-        numbers = jnp.arange(count)[None, :, None]
-        expert = (numbers >= jnp.cumsum(counts, axis=1)[:, None]).sum(-1)
-        order, place = sort_by_expert(expert.reshape(-1))
-        y = function(permute(received, order, place), counts.sum(0))
-        return trip.back(permute(y, place, order))
+            return function(params, rows, sizes, False)
+
+        def of_lanes(params: Params, lanes: jax.Array, sizes: jax.Array) -> jax.Array:
+            flat = lanes.reshape(len(lanes), -1)
+            return function(params, flat, sizes, True).reshape(lanes.shape)
+
+        def run(ragged: bool) -> Callable:
+            own = Rounds(self.axes, self.devices, self.token_axes, len(rows), ragged)
+            return functools.partial(in_rounds, of_lanes, own)
+
+        # The platform that is lowered for decides, not the one that runs.
+        kernels = {"tpu": run(True)} if self.ragged else {}
+        y = jax.lax.platform_dependent(params, as_lanes(rows), sizes, **kernels, default=run(False))
+        return y.reshape(rows.shape)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Trip:
-    """Rows that go to other devices, into `count` places a sender, and come back.
-
-    Only rows that are sent travel where the backend has such an exchange; elsewhere all places do.
-    """
-
-    axes: tuple[str, ...]
-    count: int
-    sent: jax.Array
-    received: jax.Array
-
-    @property
-    def start(self) -> jax.Array:
-        return jnp.cumsum(self.sent) - self.sent
-
-    def there(self, rows: jax.Array) -> jax.Array:
-        return _by_platform(self._there, self._there_ragged, rows)
-
-    def back(self, rows: jax.Array) -> jax.Array:
-        return _by_platform(self._back, self._back_ragged, rows)
-
-    def _there(self, rows):
-        places = jnp.arange(self.count)
-        index = jnp.where(places < self.sent[:, None], self.start[:, None] + places, self.count)
-        boxes = jnp.take(rows, index, axis=0, mode="fill", fill_value=0)
-        boxes = jax.lax.all_to_all(boxes, self.axes, 0, 0, tiled=True)
-        return boxes.reshape(-1, rows.shape[-1])
-
-    def _back(self, rows):
-        boxes = rows.reshape(len(self.sent), self.count, -1)
-        boxes = jax.lax.all_to_all(boxes, self.axes, 0, 0, tiled=True)
-        row = jnp.arange(self.count)
-        device = jnp.searchsorted(jnp.cumsum(self.sent), row, side="right")
-        index = device * self.count + row - jnp.append(self.start, 0)[device]
-        boxes = boxes.reshape(-1, rows.shape[-1])
-        return jnp.take(boxes, index, axis=0, mode="fill", fill_value=0)
-
-    def _there_ragged(self, rows):
-        room = jnp.zeros((len(self.sent) * self.count, rows.shape[-1]), rows.dtype)
-        mine = jnp.full_like(self.start, jax.lax.axis_index(self.axes) * self.count)
-        return self._ragged(rows, room, self.start, self.sent, mine, self.received)
-
-    def _back_ragged(self, rows):
-        room = jnp.zeros((self.count, rows.shape[-1]), rows.dtype)
-        theirs = jax.lax.all_to_all(self.start, self.axes, 0, 0, tiled=True)
-        boxes = jnp.arange(len(self.sent), dtype=self.start.dtype) * self.count
-        return self._ragged(rows, room, boxes, self.received, theirs, self.sent)
-
-    def _ragged(self, rows, room, *offsets):
-        return jax.lax.ragged_all_to_all(rows, room, *offsets, axis_name=self.axes)
-
-
-def _by_platform(fixed: Callable, ragged: Callable, rows: jax.Array) -> jax.Array:
-    return jax.lax.platform_dependent(rows, tpu=ragged, default=fixed)
+def _has_ragged(layout: Layout) -> bool:
+    mesh = layout.mesh
+    return "v5 lite" not in mesh.devices.flat[0].device_kind or mesh.size < _V5E_CHIPS
 
 
 def _summed(compute: Compute, exchange: Exchange, params, rows, dot) -> jax.Array:
@@ -188,26 +154,20 @@ def _summed(compute: Compute, exchange: Exchange, params, rows, dot) -> jax.Arra
     return jax.lax.psum(y, exchange.hidden_axes) if exchange.hidden_axes else y
 
 
-def _logical_axes(layout: Layout, params: Any) -> dict[str, dict[str, tuple]]:
-    """Logical axes of experts' parameters; refuses what does not divide."""
-    axes = {
-        name: {leaf: parameter_axes(f"experts/{name}/{leaf}") for leaf in layer}
+def _map_leaves(function: Callable, params: Params, axes: dict[str, dict[str, tuple]]) -> Any:
+    return {
+        name: {leaf: function(value, axes[name][leaf]) for leaf, value in layer.items()}
         for name, layer in params.items()
     }
-    jax.tree.map(lambda value, names: layout.sharding(names, value.shape), params, axes)
-    return axes
 
 
-def _specs(layout: Layout, axes: dict[str, dict[str, tuple]]) -> Any:
-    """Inside, parameters are divided by expert and by hidden unit, no further."""
-    inside = {"experts": layout.axes("experts"), "mlp": layout.axes("mlp")}
-    return {
-        name: {
-            leaf: PartitionSpec(*(inside.get(axis) or None for axis in names))
-            for leaf, names in layer.items()
-        }
-        for name, layer in axes.items()
-    }
+def _gather(layout: Layout, dtype: Any, value: jax.Array, axes: tuple[str | None, ...]):
+    """Puts a parameter together, but for its experts and its hidden units."""
+    value = value.astype(dtype)  # First, as half the bytes travel then.
+    for number, name in enumerate(axes):
+        if name not in ("experts", "mlp") and layout.axes(name):
+            value = jax.lax.all_gather(value, layout.axes(name), axis=number, tiled=True)
+    return value
 
 
 def _shared(layer: Params, axes: dict[str, tuple], share: float) -> Params:

@@ -1,6 +1,7 @@
 """Dropless: slots sorted by expert, one grouped product, and back."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,23 +29,26 @@ def _local(x, routing, params, compute, exchange):
     order, place = sort_by_expert(routing.experts.reshape(-1))
     rows = _to_rows(x.reshape(-1, width), routing, tokens, order, place)
     sizes = jnp.bincount(routing.experts.reshape(-1), length=routing.count)
-    rows = exchange.apply(lambda *sorted_rows: _experts(*sorted_rows, params, compute), rows, sizes)
+    rows = exchange.apply(functools.partial(_experts, compute), params, rows, sizes)
     return combine(permute(rows, place, order), routing, tokens), jnp.zeros(())
 
 
-def _experts(rows, sizes, params, compute):
-    """Applies experts to rows [R, D] sorted by expert, `sizes` [E] of each; the rest gives 0."""
+def _experts(compute, params, rows, sizes, exact):
+    """Applies experts to rows [R, D] sorted by expert, `sizes` [E] of each; the rest gives 0.
+
+    With `exact`, there is no rest.
+    """
     # Rows that belong to nobody, after the last group, are given no bias either.
     expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(len(rows)), side="right")
 
     def dot(x: jax.Array, layer: dict) -> jax.Array:
         kernel = layer["kernel"].astype(x.dtype)
-        count, width, *features = kernel.shape
-        y = grouped_matmul(x, kernel.reshape(count, width, -1), sizes)
+        count, width = kernel.shape[:2]
+        y = grouped_matmul(x, kernel.reshape(count, width, -1), sizes, exact)
         if "bias" in layer:
             bias = layer["bias"].astype(x.dtype).reshape(count, -1)
             y += jnp.take(bias, expert, axis=0, mode="fill", fill_value=0)
-        return y.reshape(len(x), *features)
+        return y
 
     return compute(params, rows, dot)
 

@@ -27,5 +27,5 @@ class Reference(Dispatch):
 
 def _dot(x, layer):
     kernel = layer["kernel"].astype(x.dtype)
-    y = jnp.tensordot(x, kernel, axes=1)
+    y = x @ kernel.reshape(x.shape[-1], -1)
     return y + layer["bias"].astype(x.dtype) if "bias" in layer else y

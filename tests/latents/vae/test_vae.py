@@ -80,7 +80,7 @@ def test_what_diffusers_says_of_the_latents_comes_back(folder, tmp_path):
 
 
 def test_weights_that_are_not_there_or_of_another_model(folder):
-    with pytest.raises(InputError, match="holds no converted weights: make it with"):
+    with pytest.raises(InputError, match="holds no weights: give a run, or what"):
         VAE(str(folder / "nothing")).load()
     with pytest.raises(InputError, match="are of another model"):
         VAE(str(folder / "vae"), SMALL.clone(latent_channels=8)).load()

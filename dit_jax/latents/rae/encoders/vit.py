@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from dit_jax.errors import InputError
 from dit_jax.latents.rae.resize import resize_bicubic
 from dit_jax.layers.attention import SelfAttention
-from dit_jax.layers.linear import linear
+from dit_jax.layers.linear import Init, linear
 from dit_jax.layers.patch import patch_grid, patchify
 from dit_jax.layers.stack import Stack
 
@@ -23,17 +23,20 @@ class Perceptron(nn.Module):
     Attributes:
       width: of the hidden layer.
       approximate: GELU by its approximation with tanh.
+      initial: initialisation of both layers.
     """
 
     width: int = 3072
     approximate: bool = False
+    initial: Init = "xavier"
 
     @nn.compact
     def __call__(self, x: jax.Array, context: None = None) -> tuple[jax.Array, dict]:
         """Maps tokens [B, N, D] to tokens [B, N, D] and an empty aux."""
         del context  # Nothing conditions an encoder.
-        hidden = nn.gelu(linear(self.width, x, "fc1"), approximate=self.approximate)
-        return linear(x.shape[-1], hidden, "fc2"), {}
+        hidden = linear(self.width, x, "fc1", init=self.initial)
+        hidden = nn.gelu(hidden, approximate=self.approximate)
+        return linear(x.shape[-1], hidden, "fc2", init=self.initial), {}
 
 
 class VisionEncoderBlock(nn.Module):
@@ -54,9 +57,9 @@ class VisionEncoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, grid: tuple[int, ...]) -> tuple[jax.Array, dict]:
         """Maps tokens [B, N, D] on `grid` to tokens [B, N, D] and the channel mixer's aux."""
-        mixed = self.attention(_layer_norm(x, "norm1", self.eps), grid)
+        mixed = self.attention(layer_norm(x, "norm1", self.eps), grid)
         x = x + self._scaled(mixed, "scale1")
-        mixed, aux = self.ffn(_layer_norm(x, "norm2", self.eps), None)
+        mixed, aux = self.ffn(layer_norm(x, "norm2", self.eps), None)
         return x + self._scaled(mixed, "scale2"), aux
 
     def _scaled(self, x: jax.Array, name: str) -> jax.Array:
@@ -121,7 +124,7 @@ class VisionEncoder(nn.Module):
         tokens = self.embed(images.astype(self.dtype), grid)
         tokens, _ = Stack(self.block(), self.depth, "none", name="blocks")(tokens, grid)
         tokens = tokens[:, self.prefix_tokens :].astype(jnp.float32)
-        return _layer_norm(tokens, "norm", self.eps, affine=self.affine)
+        return layer_norm(tokens, "norm", self.eps, affine=self.affine)
 
     def embed(self, images: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """Maps images to the tokens [B, prefix_tokens + N, hidden] that the first block sees."""
@@ -149,7 +152,8 @@ class VisionEncoder(nn.Module):
         return VisionEncoderBlock(attention, ffn, self.eps, self.layer_scale, parent=None)
 
 
-def _layer_norm(x: jax.Array, name: str, eps: float, *, affine: bool = True) -> jax.Array:
+def layer_norm(x: jax.Array, name: str, eps: float, *, affine: bool = True) -> jax.Array:
+    """Applies a norm of the calling module over the last axis."""
     # The fast variance, a difference of squares, loses digits where the mean is large.
     norm = nn.LayerNorm(
         eps, x.dtype, use_scale=affine, use_bias=affine, use_fast_variance=False, name=name

@@ -1,0 +1,24 @@
+"""As configs/photos_rae.py, on latents that were written beforehand.
+
+command:  python -m dit_jax cache-latents configs/photos_rae.py data/photos_rae
+          python train.py configs/photos_rae_cached.py
+hardware: 2 CPU cores, about 15 minutes
+result:   samples that show the photograph that was asked for (not measured yet)
+source:   RAE's second stage (arXiv 2510.11690) in small
+"""
+
+import dataclasses
+import pathlib
+import runpy
+
+from dit_jax.data import ArrayRecords
+from dit_jax.latents import Cached
+
+online = runpy.run_path(str(pathlib.Path(__file__).with_name("photos_rae.py")))["experiment"]
+
+experiment = dataclasses.replace(
+    online,
+    data=ArrayRecords("data/photos_rae", classes=8, record=(8, 8, 112)),
+    latents=Cached(online.latents),
+    run=dataclasses.replace(online.run, dir="runs/photos_rae_cached"),
+)

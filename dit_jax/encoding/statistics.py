@@ -1,0 +1,143 @@
+"""`python -m dit_jax latent-stats CONFIG OUT`: what a data set's latents are like."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.progress
+import tyro
+from jax.experimental import multihost_utils
+
+from dit_jax import cli
+from dit_jax.data import Loader, Source, Split, batches_in_order
+from dit_jax.errors import InputError
+from dit_jax.latents import RAE
+from dit_jax.latents.rae import Normalization
+from dit_jax.latents.rae.moments import Moments
+from dit_jax.parallel import hosts
+from dit_jax.parallel.mesh import Parallel
+from dit_jax.parallel.sharding import Layout, place
+from dit_jax.storage.weights import refuse_weights, save_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Measures mean and variance of a data set's latents, at each position and of each channel.
+
+    Data, encoder and readers are those of a configuration whose latents are an RAE's, whose
+    options follow as for train.py: --data.path IMAGES, --latents.encoder-weights WEIGHTS. The
+    folder is what --latents.statistics then names.
+
+    Attributes:
+      config: a configuration file.
+      out: folder to make.
+      split: which images.
+      batch_size: images at once on each device.
+    """
+
+    config: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[str]
+    split: Split = "train"
+    batch_size: int = 32
+
+
+def main(args: Sequence[str]) -> None:
+    """Runs the command.
+
+    Raises:
+      InputError: the configuration, its data or its encoder do not serve, or `out` is there.
+    """
+    options, rest = tyro.cli(
+        Options, args=list(args), prog="python -m dit_jax latent-stats", return_unknown_args=True
+    )
+    experiment = cli.parse_experiment([options.config, *rest], options.config)
+    rae = experiment.latents
+    if not isinstance(rae, RAE):
+        raise InputError(
+            f"'{options.config}' has latents of {type(rae).__name__}: give a configuration with an "
+            f"RAE that encodes images"
+        )
+    cli.join_hosts()
+    refuse_weights(options.out)
+    settings = {"batch_size": options.batch_size, "loader": experiment.loader}
+    found = latent_moments(rae, experiment.data, options.split, **settings)
+    params = {"mean": found.mean, "variance": found.variance}
+    params = jax.tree.map(lambda x: x.astype(np.float32), params)
+    save_weights(options.out, Normalization(), found.mean.shape, params)
+    if hosts.is_main():
+        rms = np.sqrt(found.variance.mean())
+        print(f"{found.count:,} images, deviation {rms:.3f} on average: {options.out}")
+
+
+def latent_moments(
+    rae: RAE,
+    source: Source,
+    split: Split = "train",
+    *,
+    batch_size: int = 32,
+    loader: Loader = Loader(),  # noqa: B008
+) -> Moments:
+    """Moments of the encoder's tokens over all images, each process reading its share.
+
+    Args:
+      rae: the encoder; statistics that it names already play no part.
+      source: the images.
+      split: which of them.
+      batch_size: images at once on each device.
+      loader: how they are read.
+
+    Returns:
+      Moments of shape [h, w, C], the same on all processes.
+
+    Raises:
+      InputError: there are no images, one cannot be read, or the encoder's weights are not there.
+    """
+    if batch_size < 1:
+        raise InputError(f"--batch-size {batch_size}: it must be at least 1")
+    rae, records = dataclasses.replace(rae, statistics=None), source.open(split)
+    layout = Layout(Parallel().mesh(jax.local_devices()))
+    params = place(rae.load(), layout.replicated)
+    rows = batch_size * layout.ways("batch")
+    mine = np.array_split(np.arange(len(records)), jax.process_count())[jax.process_index()]
+    spans = [range(part[0], part[-1] + 1) for part in _cut(mine, rows)]
+    batches = batches_in_order(records, spans, num_classes=source.num_classes, loader=loader)
+    found = Moments.none(rae.shape(source.shape))
+    progress = rich.progress.Progress(disable=not hosts.is_main())
+    with contextlib.closing(batches), progress:
+        task = progress.add_task("encoding", total=len(mine))
+        for batch in batches:
+            images, count = batch["image"], len(batch["image"])
+            # One shape, so that one compiled program serves all.
+            images = np.pad(images, [(0, rows - count), (0, 0), (0, 0), (0, 0)], "edge")
+            parts = _batch_moments(rae, params, place(images, layout.batch), count)
+            mean, squares = (np.asarray(x, np.float64) for x in parts)
+            found = found.merge(Moments(count, mean, squares))
+            progress.advance(task, count)
+    return functools.reduce(Moments.merge, _of_all_processes(found))
+
+
+def _cut(numbers: np.ndarray, size: int) -> list[np.ndarray]:
+    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _batch_moments(rae: RAE, params: Any, images: jax.Array, count: jax.Array) -> Any:
+    """Mean and summed squared deviations [h, w, C] over the first `count` images."""
+    tokens = rae.store(params, images)
+    real = (jnp.arange(len(tokens)) < count)[:, None, None, None]
+    mean = jnp.where(real, tokens, 0).sum(axis=0) / count
+    return mean, jnp.where(real, jnp.square(tokens - mean), 0).sum(axis=0)
+
+
+def _of_all_processes(found: Moments) -> list[Moments]:
+    """What each process found; bits travel, for JAX would round float64."""
+    if hosts.alone():
+        return [found]
+    local = np.stack([np.full_like(found.mean, found.count), found.mean, found.squares])
+    bits = multihost_utils.process_allgather(local.view(np.uint32))
+    return [Moments(int(c.flat[0]), m, s) for c, m, s in np.asarray(bits).view(np.float64)]
