@@ -9,34 +9,25 @@ source:   RAE, arXiv 2510.11690, and its released code, but for the epochs, whic
           are this file's choice
 """
 
+import dataclasses
+import pathlib
+import runpy
+
 from dit_jax.data import ImageFolder
-from dit_jax.diffusion import Euler, Flow, Sampling, TruncatedLogitNormal, dimension_shift
-from dit_jax.experiment import Experiment, RunFolder, Training
-from dit_jax.latents import RAE
-from dit_jax.latents.rae.encoders import Dinov2
-from dit_jax.presets import create_model
-from dit_jax.training.optimizer import AdamW, Linear
+from dit_jax.diffusion import Flow, TruncatedLogitNormal, dimension_shift
 
-# 1,281,167 images in batches of 1,024.
-EPOCH = 1251
+smaller = runpy.run_path(str(pathlib.Path(__file__).with_name("dit_dh_xl_imagenet256.py")))
+at_256 = smaller["experiment"]
 
-experiment = Experiment(
-    model=create_model("DiT-DH-XL"),
+experiment = dataclasses.replace(
+    at_256,
     process=Flow(time=TruncatedLogitNormal(), shift=dimension_shift((32, 32, 768))),
     data=ImageFolder("data/imagenet", size=512, flip=True),
-    latents=RAE(
-        Dinov2(registers=4, affine=False),
-        encoder_weights="weights/dinov2-with-registers-base",
+    latents=dataclasses.replace(
+        at_256.latents,
         decoder_weights="weights/rae-dinov2-base-decoder-512",
         statistics="weights/rae-dinov2-base-statistics-512",
     ),
-    sampling=Sampling(Euler(steps=49, stop=0.001)),
-    optimizer=AdamW(
-        learning_rate=2e-4,
-        b2=0.95,
-        schedule=Linear(start=40 * EPOCH, stop=800 * EPOCH, final=0.1),
-        clip_norm=1.0,
-    ),
-    training=Training(steps=400 * EPOCH, batch_size=1024, ema=(0.9995,)),
-    run=RunFolder("runs/dit_dh_xl_imagenet512", save_every=10_000, keep_every=100_000),
+    training=dataclasses.replace(at_256.training, steps=400 * smaller["EPOCH"]),
+    run=dataclasses.replace(at_256.run, dir="runs/dit_dh_xl_imagenet512"),
 )

@@ -8,34 +8,18 @@ source:   RAE, arXiv 2510.11690, and its released code. There images are cut out
           whose short side is 768, here out of its middle square
 """
 
+import dataclasses
+import pathlib
+import runpy
+
 from dit_jax.data import ImageFolder
-from dit_jax.experiment import RunFolder, Training
-from dit_jax.latents import RAE
-from dit_jax.latents.rae.encoders import Dino, Dinov2
-from dit_jax.training.optimizer import AdamW, Cosine
-from dit_jax.training.reconstruction.adversary import Adversary
-from dit_jax.training.reconstruction.experiment import DecoderExperiment
-from dit_jax.training.reconstruction.perceptual import LPIPS
 
-# 1,281,167 images in batches of 512.
-EPOCH = 2502
-SCHEDULE = Cosine(warmup=EPOCH, final=0.1)
+smaller = pathlib.Path(__file__).with_name("rae_decoder_imagenet256.py")
+at_256 = runpy.run_path(str(smaller))["experiment"]
 
-experiment = DecoderExperiment(
-    latents=RAE(Dinov2(registers=4, affine=False), "weights/dinov2-with-registers-base"),
+experiment = dataclasses.replace(
+    at_256,
     data=ImageFolder("data/imagenet", size=768),
     crop=512,
-    noise=0.8,
-    perceptual=LPIPS("weights/lpips"),
-    adversary=Adversary(
-        Dino(),
-        "weights/dino-small-8",
-        starts=6 * EPOCH,
-        counts=8 * EPOCH,
-        optimizer=AdamW(learning_rate=2e-4, b2=0.95, schedule=SCHEDULE),
-    ),
-    optimizer=AdamW(learning_rate=2e-4, b2=0.95, schedule=SCHEDULE),
-    training=Training(steps=16 * EPOCH, batch_size=512, ema=(0.9978,)),
-    run=RunFolder("runs/rae_decoder_imagenet512", sample_every=EPOCH, save_every=EPOCH),
-    held_out=1000,
+    run=dataclasses.replace(at_256.run, dir="runs/rae_decoder_imagenet512"),
 )

@@ -9,19 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.progress
 import tyro
 from jax.experimental import multihost_utils
 
 from dit_jax import cli
 from dit_jax.data import Loader, Source, Split, batches_in_order
+from dit_jax.encoding.local import LocalDevices, progress_bar, share_of
 from dit_jax.errors import InputError
 from dit_jax.latents import RAE
 from dit_jax.latents.rae import Normalization
 from dit_jax.latents.rae.moments import Moments
 from dit_jax.parallel import hosts
-from dit_jax.parallel.mesh import Parallel
-from dit_jax.parallel.sharding import Layout, place
 from dit_jax.storage.weights import refuse_weights, save_weights
 
 
@@ -97,35 +95,22 @@ def latent_moments(
     Raises:
       InputError: there are no images, one cannot be read, or the encoder's weights are not there.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: it must be at least 1")
+    devices = LocalDevices(batch_size)
     rae, records = dataclasses.replace(rae, statistics=None), source.open(split)
-    layout = Layout(Parallel().mesh(jax.local_devices()))
-    params = place(rae.load(), layout.replicated)
-    rows = batch_size * layout.ways("batch")
-    mine = np.array_split(np.arange(len(records)), jax.process_count())[jax.process_index()]
-    spans = [range(part[0], part[-1] + 1) for part in _cut(mine, rows)]
+    measure = devices.compile(functools.partial(_batch_moments, rae), rae.load(), batched=False)
+    mine = share_of(range(len(records)))
+    spans = devices.cut(range(mine[0], mine[-1] + 1)) if mine else []
     batches = batches_in_order(records, spans, num_classes=source.num_classes, loader=loader)
     found = Moments.none(rae.shape(source.shape))
-    progress = rich.progress.Progress(disable=not hosts.is_main())
-    with contextlib.closing(batches), progress:
+    with contextlib.closing(batches), progress_bar() as progress:
         task = progress.add_task("encoding", total=len(mine))
         for batch in batches:
-            images, count = batch["image"], len(batch["image"])
-            # One shape, so that one compiled program serves all.
-            images = np.pad(images, [(0, rows - count), (0, 0), (0, 0), (0, 0)], "edge")
-            parts = _batch_moments(rae, params, place(images, layout.batch), count)
-            mean, squares = (np.asarray(x, np.float64) for x in parts)
-            found = found.merge(Moments(count, mean, squares))
-            progress.advance(task, count)
+            mean, squares = (np.asarray(x, np.float64) for x in measure(batch["image"]))
+            found = found.merge(Moments(len(batch["image"]), mean, squares))
+            progress.advance(task, len(batch["image"]))
     return functools.reduce(Moments.merge, _of_all_processes(found))
 
 
-def _cut(numbers: np.ndarray, size: int) -> list[np.ndarray]:
-    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
-
-
-@functools.partial(jax.jit, static_argnums=0)
 def _batch_moments(rae: RAE, params: Any, images: jax.Array, count: jax.Array) -> Any:
     """Mean and summed squared deviations [h, w, C] over the first `count` images."""
     tokens = rae.store(params, images)

@@ -15,16 +15,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import rich.progress
 
 from dit_jax.data import Loader, Record, Records, batches_in_order
 from dit_jax.data.array_record import MIRRORED, count_records, open_shard, shard_name
 from dit_jax.data.loader import Batch
 from dit_jax.encoding.cache import Cache, claim_folder
+from dit_jax.encoding.local import LocalDevices, progress_bar, share_of
 from dit_jax.errors import InputError
 from dit_jax.parallel import hosts
-from dit_jax.parallel.mesh import Parallel
-from dit_jax.parallel.sharding import Layout, place, use_layout
 
 # Batches on the devices besides the one that is being written.
 _AHEAD = 2
@@ -72,17 +70,15 @@ def write_cache(
       InputError: the images or the autoencoder are not there, the folder holds something else, an
         image cannot be read, or `cache.dtype` cannot hold a number.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size}: it must be at least 1")
+    devices = LocalDevices(batch_size)
     records = cache.source.open(cache.split)
-    encoder = _Encoder(cache, batch_size)
+    encoder = _Encoder(cache, devices)
     folder = pathlib.Path(out).expanduser() / cache.split
     claim_folder(folder, cache, len(records))
     shards = _shards(folder, cache, len(records))
     missing = hosts.on_main(lambda: [n for n, shard in enumerate(shards) if not shard.is_whole()])
     begin = time.perf_counter()
-    mine = np.array_split(missing, jax.process_count())[jax.process_index()]
-    if len(mine):
+    if mine := share_of(missing):
         _write([shards[n] for n in mine], records, cache.source.num_classes, encoder, loader)
     hosts.on_main(lambda: None)  # The others have written theirs.
     written = sum(len(shards[n].numbers) for n in missing)
@@ -134,28 +130,22 @@ def _shards(folder: pathlib.Path, cache: Cache, count: int) -> list[_Shard]:
 
 
 class _Encoder:
-    """Encodes batches on this process's devices, so that processes need not keep step."""
+    """Encodes batches of at most `devices.rows` images."""
 
-    def __init__(self, cache: Cache, batch_size: int):
-        layout = Layout(Parallel().mesh(jax.local_devices()))
+    def __init__(self, cache: Cache, devices: LocalDevices):
+        def store(params: Any, images: jax.Array, count: jax.Array) -> jax.Array:
+            del count
+            return cache.latents.store(params, images).astype(cache.dtype)
 
-        def store(params: Any, images: jax.Array) -> jax.Array:
-            with use_layout(layout):
-                return cache.latents.store(params, images).astype(cache.dtype)
-
-        self.rows = batch_size * layout.ways("batch")
+        self.devices = devices
         self._flips = cache.flips
-        self._batch = layout.batch
-        self._params = place(cache.latents.load(), layout.replicated)
-        self._store = jax.jit(store, out_shardings=layout.batch)
+        self._store = devices.compile(store, cache.latents.load(), batched=True)
 
     def __call__(self, batch: Batch) -> _Encoded:
-        """Starts to encode at most `rows` images."""
+        """Starts to encode a batch."""
         images = batch["image"]
-        # One shape, so that one compiled program serves all.
-        images = np.pad(images, [(0, self.rows - len(images)), (0, 0), (0, 0), (0, 0)], "edge")
         views = [images, images[:, :, ::-1]] if self._flips else [images]
-        stored = [self._store(self._params, place(view, self._batch)) for view in views]
+        stored = [self._store(view) for view in views]
         for array in stored:
             array.copy_to_host_async()
         return batch["label"], stored
@@ -165,16 +155,13 @@ def _write(
     shards: list[_Shard], records: Records, num_classes: int, encoder: _Encoder, loader: Loader
 ) -> None:
     """Reads, encodes and writes, all at the same time."""
-    spans = [
-        [shard.numbers[i : i + encoder.rows] for i in range(0, len(shard.numbers), encoder.rows)]
-        for shard in shards
-    ]
+    spans = [encoder.devices.cut(shard.numbers) for shard in shards]
     batches = batches_in_order(
         records, list(itertools.chain(*spans)), num_classes=num_classes, loader=loader
     )
     encoded = _ahead(map(encoder, batches))
     total = sum(len(shard.numbers) for shard in shards)
-    with contextlib.closing(batches), _progress() as progress:
+    with contextlib.closing(batches), progress_bar() as progress:
         task = progress.add_task("encoding", total=total)
 
         def counted(batches: Iterable[_Encoded]) -> Iterator[_Encoded]:
@@ -194,14 +181,3 @@ def _ahead(encoded: Iterable[_Encoded]) -> Iterator[_Encoded]:
         if len(ready) > _AHEAD:
             yield ready.popleft()
     yield from ready
-
-
-def _progress() -> rich.progress.Progress:
-    return rich.progress.Progress(
-        "[progress.description]{task.description}",
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        "images of this process, ETA" if not hosts.alone() else "images, ETA",
-        rich.progress.TimeRemainingColumn(),
-        disable=not hosts.is_main(),
-    )

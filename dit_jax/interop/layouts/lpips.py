@@ -5,13 +5,13 @@ import jax.numpy as jnp
 
 from dit_jax.interop.layout import Found, Layout, agreed_length
 from dit_jax.interop.rules import Carried, conv, tensor
-from dit_jax.training.reconstruction.perceptual import VGG16
+from dit_jax.training.reconstruction.perceptual import VGG16, VGG16_GROUPS
 
 
 def _numbers() -> list[list[int]]:
     """Where each group's convolutions are in torchvision's list of layers."""
     numbers, start = [], 0
-    for count in VGG16.convolutions:
+    for count in VGG16_GROUPS:
         numbers.append([start + 2 * i for i in range(count)])  # A ReLU follows each.
         start += 2 * count + 1  # And a pooling each group.
     return numbers
@@ -47,7 +47,7 @@ class LPIPSLayout(Layout):
         return Found(VGG16(tuple(widths)), (jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
 
     def exports(self, found):
-        return type(found.module) is VGG16 and found.module.convolutions == VGG16.convolutions
+        return type(found.module) is VGG16
 
     def entries(self, found):
         del found

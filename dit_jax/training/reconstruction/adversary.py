@@ -26,7 +26,6 @@ class Adversary:
       starts: step from which the heads learn.
       counts: step from which the decoder is to deceive them.
       weight: weight of that, times the adaptive weight.
-      shift: largest shift of the augmentation, over the side of an image.
       optimizer: how the heads' parameters move; its steps are counted from `starts`.
     """
 
@@ -37,7 +36,6 @@ class Adversary:
     starts: int = 0
     counts: int = 0
     weight: float = 0.75
-    shift: float = 0.125
     optimizer: Optimizer = dataclasses.field(default_factory=AdamW)
 
     def load(self) -> Any:
@@ -65,9 +63,7 @@ class Adversary:
         Returns:
           Features [B, L, C] of several layers.
         """
-        return self._seen(
-            frozen, diff_augment(images, random_numbers(key, len(images)), self.shift)
-        )
+        return self._seen(frozen, diff_augment(images, random_numbers(key, len(images))))
 
     def logits(
         self, params: Any, spectral: Any, features: list[jax.Array], *, iterate: bool

@@ -3,13 +3,16 @@
 import jax
 import jax.numpy as jnp
 
+# Largest shift, over the side of an image.
+_SHIFT = 0.125
+
 
 def random_numbers(key: jax.Array, batch: int) -> jax.Array:
     """Draws what `diff_augment` needs, uniform in [0, 1), [5, B]."""
     return jax.random.uniform(key, (5, batch))
 
 
-def diff_augment(images: jax.Array, numbers: jax.Array, shift: float = 0.125) -> jax.Array:
+def diff_augment(images: jax.Array, numbers: jax.Array) -> jax.Array:
     """Moves images and changes their colours, each by its own random numbers.
 
     First they move, as in RAE's code; the colours of DiffAugment's own come first.
@@ -17,10 +20,9 @@ def diff_augment(images: jax.Array, numbers: jax.Array, shift: float = 0.125) ->
     Args:
       images: [B, H, W, C] in [-1, 1].
       numbers: [5, B] in [0, 1): shifts along height and width, brightness, saturation, contrast.
-      shift: largest shift, over the side of an image.
     """
     down, right, brightness, saturation, contrast = numbers
-    images = jax.vmap(lambda x, i, j: _translate(x, i, j, shift))(images, down, right)
+    images = jax.vmap(_translate)(images, down, right)
     images = images + _spread(brightness) - 0.5
     grey = images.mean(axis=-1, keepdims=True)
     images = (images - grey) * (2 * _spread(saturation)) + grey
@@ -28,9 +30,9 @@ def diff_augment(images: jax.Array, numbers: jax.Array, shift: float = 0.125) ->
     return (images - mean) * (_spread(contrast) + 0.5) + mean
 
 
-def _translate(image: jax.Array, down: jax.Array, right: jax.Array, shift: float) -> jax.Array:
+def _translate(image: jax.Array, down: jax.Array, right: jax.Array) -> jax.Array:
     """Moves one image [H, W, C]; what comes in is grey, zero."""
-    limits = [round(shift * side) for side in image.shape[:2]]
+    limits = [round(_SHIFT * side) for side in image.shape[:2]]
     padded = jnp.pad(image, [(limit, limit) for limit in limits] + [(0, 0)])
     starts = [
         jnp.floor(number * (2 * limit + 1)).astype(jnp.int32)

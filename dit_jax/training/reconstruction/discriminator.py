@@ -12,6 +12,9 @@ import jax.numpy as jnp
 # Vectors of the power iterations: state that no gradient trains.
 SPECTRAL = "spectral"
 
+# Tokens that the second convolution of a head sees at once.
+_KERNEL = 9
+
 # Not in bfloat16, as a TPU multiplies by default.
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
@@ -57,19 +60,13 @@ class SpectralConv(nn.Module):
 
 
 class DiscriminatorHead(nn.Module):
-    """From the features of one layer to a logit a token.
-
-    Attributes:
-      size: of the kernel of the second convolution.
-    """
-
-    size: int = 9
+    """From the features of one layer to a logit a token."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps features [B, L, C] to logits [B, L]."""
         x = self._convolve(x, 1, 0)
-        x = (self._convolve(x, self.size, 1) + x) * 2**-0.5
+        x = (self._convolve(x, _KERNEL, 1) + x) * 2**-0.5
         return SpectralConv(1, name="logit")(x)[..., 0]
 
     def _convolve(self, x: jax.Array, size: int, number: int) -> jax.Array:
@@ -93,19 +90,13 @@ class InstanceNorm(nn.Module):
 
 
 class DiscriminatorHeads(nn.Module):
-    """A head for each layer that is looked at; high logits say "real".
-
-    Attributes:
-      size: of the kernels along tokens.
-    """
-
-    size: int = 9
+    """A head for each layer that is looked at; high logits say "real"."""
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> jax.Array:
         """Maps features [B, L, C] of several layers to all their logits, side by side [B, M]."""
         heads = [
-            DiscriminatorHead(self.size, name=f"head_{i}")(x.astype(jnp.float32))
+            DiscriminatorHead(name=f"head_{i}")(x.astype(jnp.float32))
             for i, x in enumerate(features)
         ]
         return jnp.concatenate(heads, axis=1)

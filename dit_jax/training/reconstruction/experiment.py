@@ -24,7 +24,7 @@ from dit_jax.training.state import TrainState, state_shardings
 
 @dataclasses.dataclass(frozen=True)
 class DecoderExperiment:
-    """A decoder, what it learns from and where it goes; defaults as in RAE (arXiv 2510.11690).
+    """A decoder, what it learns from and where it goes (RAE, arXiv 2510.11690).
 
     The loss is the mean absolute difference of pixels in [0, 1], a perceptual distance, and what a
     discriminator says. With each sample grid (`run.sample_every`) test images are measured.

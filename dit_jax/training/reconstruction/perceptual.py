@@ -14,6 +14,9 @@ from dit_jax.weights import load_module
 _MEAN = (-0.030, -0.088, -0.188)
 _STD = (0.458, 0.448, 0.450)
 
+# Convolutions of VGG-16 between one pooling and the next.
+VGG16_GROUPS = (2, 2, 3, 3, 3)
+
 
 @dataclasses.dataclass(frozen=True)
 class Perceptual(abc.ABC):
@@ -43,18 +46,16 @@ class VGG16(nn.Module):
 
     Attributes:
       widths: channels of the five groups of convolutions.
-      convolutions: convolutions in each group.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
-    convolutions: tuple[int, ...] = (2, 2, 3, 3, 3)
 
     @nn.compact
     def __call__(self, images: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
         """Maps images [B, H, W, 3] in [-1, 1] to features [B, h, w, C] of five groups, weighted."""
         x = (images - jnp.array(_MEAN)) / jnp.array(_STD)
         found = []
-        for i, (width, count) in enumerate(zip(self.widths, self.convolutions)):
+        for i, (width, count) in enumerate(zip(self.widths, VGG16_GROUPS)):
             if i:
                 x = nn.max_pool(x, (2, 2), (2, 2))
             for j in range(count):
