@@ -2,7 +2,7 @@
 
 In the latents [8, 8, 112] of scikit-image's photographs that configs/photos_rae.py describes:
 
-1. can a model narrower than the latents learn one batch by heart, and one as wide as they are?
+1. can a model narrower than the latents learn one image by heart, and one as wide as they are?
 2. does shifting time towards noise help at equal steps?
 3. is a DiT with a wide head (DiT-DH) better than a plain DiT of as many FLOPs?
 
@@ -16,6 +16,7 @@ encoder's weights, the latents' statistics, and the latents in data/photos_rae.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import runpy
@@ -39,22 +40,20 @@ def main() -> None:
     base = runpy.run_path(str(CACHED))["experiment"]
     results = []
     for seed in options.seeds:
-        for row in (*overfit(base, seed, options), *compare(base, seed, options)):
+        for row in itertools.chain(overfit(base, seed, options), compare(base, seed, options)):
             results.append({"seed": seed, **row})
             print(results[-1], flush=True)
     report.save("rae_mechanism", __doc__, results, options.out)
 
 
 def overfit(base, seed: int, options):
-    """Yields the loss of models of several widths that see one batch of latents, ever again."""
+    """Yields the loss of models of several widths that see one image's latents, ever again."""
     from dit_jax.data import ArrayRecords, write_array_records
     from dit_jax.diffusion import Flow
 
-    folder = options.runs / "one_batch"
-    records = base.data.open("train")
+    folder = options.runs / "one_image"
     if not folder.exists():
-        numbers = np.linspace(0, len(records) - 1, BATCH, dtype=int)
-        write_array_records(str(folder / "train"), (records[int(i)] for i in numbers))
+        write_array_records(str(folder / "train"), BATCH * [base.data.open("train")[0]])
     data = ArrayRecords(str(folder), classes=CLASSES, record=SHAPE)
     models = {
         "DiT 56 wide": plain(56, 6),
@@ -73,9 +72,10 @@ def overfit(base, seed: int, options):
 def compare(base, seed: int, options):
     """Yields the Frechet distances of models with other times, and with another head."""
     from dit_jax.diffusion import dimension_shift
+    from dit_jax.evaluation.judge import stack
     from dit_jax.flops import forward_flops
 
-    latents = np.stack([record["image"] for record in base.data.open("train")])
+    latents, _ = stack(base.data.open("train"))
     yield {
         "question": 2,
         "model": f"{SAMPLES} latents of the data",

@@ -181,3 +181,20 @@ def part_errors(part, torch_part, folder):
 def tokens_of(latents):
     """A tensor [B, C, H, W] as tokens [B, H * W, C]."""
     return latents.flatten(start_dim=2).transpose(1, 2)
+
+
+def shapes_of(tensors):
+    return {key: tuple(value.shape) for key, value in tensors.items()}
+
+
+def assert_equal(tensors, others):
+    assert tensors.keys() == others.keys()
+    for key, value in tensors.items():
+        assert torch.equal(value, others[key]), key
+
+
+def read_by_diffusers(folder):
+    """diffusers' autoencoder from a folder that has all its tensors and no others."""
+    twin, report = diffusers_rae().from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    return twin.eval()
