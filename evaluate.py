@@ -29,8 +29,8 @@ def main(
       seed: seed of the samples.
       guidance: guidance scale, classifier-free but with `weak`; 1 is none.
       weak: a worse run, for autoguidance.
-      sharing: when the condition encoder of a DDT runs: 5 for every fifth evaluation, 0,3,9 for
-        these, 1 for all.
+      sharing: when the condition encoder of a DDT or DiT-DH runs: 5 for every fifth evaluation,
+        0,3,9 for these, 1 for all.
       out: where to write; RUN/evaluation by default.
     """
     with cli.one_line_errors():

@@ -58,8 +58,7 @@ def overfit(base, seed: int, options):
     models = {
         "DiT 56 wide": plain(56, 6),
         "DiT 112 wide": plain(112, 6),
-        "DiT 224 wide": plain(224, 6),
-        "DiT-DH, body 56, head 224 wide": wide_head(56, 4, 224),
+        "DiT-DH, body 56, head 112 wide": wide_head(56, 4, 112),
     }
     for name, model in models.items():
         experiment = dataclasses.replace(

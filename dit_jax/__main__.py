@@ -29,8 +29,8 @@ def sample(
       seed: seed of the noise.
       guidance: guidance scale, classifier-free but with `weak`; the run's own by default.
       weak: a worse run, for autoguidance.
-      sharing: when the condition encoder of a DDT runs: 5 for every fifth evaluation, 0,3,9 for
-        these, 1 for all; the run's own by default.
+      sharing: when the condition encoder of a DDT or DiT-DH runs: 5 for every fifth evaluation,
+        0,3,9 for these, 1 for all; the run's own by default.
     """
     import dit_jax
     from dit_jax.images import save_grid
@@ -126,7 +126,7 @@ def share_steps(
     seed: int = 0,
     guidance: float | None = None,
 ) -> None:
-    """Finds at which evaluations the condition encoder of a DDT should run, for --sharing.
+    """Finds at which evaluations the condition encoder of a DDT or DiT-DH should run.
 
     By the dynamic programme of arXiv 2504.05741, for the run's own solver.
 

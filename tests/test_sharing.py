@@ -14,7 +14,7 @@ from dit_jax.diffusion import Autoguidance, ClassifierFree, Dopri5, Euler, Sampl
 from dit_jax.errors import InputError
 from dit_jax.evaluation.evaluate import evaluate
 from dit_jax.evaluation.options import Evaluation
-from dit_jax.models import DDT
+from dit_jax.models import DDT, DiTDH
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.serialization import from_json, to_json
 from dit_jax.sharing import encoder_similarity, find_steps
@@ -126,6 +126,24 @@ def test_the_encoder_is_not_run_in_between(run):
         draw(run, sharing=Sharing(every=3), solver=Euler(8))
     jax.effects_barrier()
     assert runs == {"encode": 3, "decode": 8}
+
+
+def test_a_dit_dh_shares_its_body():
+    """The last two of three evaluations use the first one's condition, as in a loop by hand."""
+    body, head = {"hidden": 16, "depth": 1, "heads": 2}, {"wide_hidden": 24, "wide_depth": 1}
+    model = DiTDH(4, **body, **head, wide_heads=2, num_classes=10)
+    run = tiny_run(model=model, sampling=Sampling(Euler(3), ClassifierFree(1.0)))
+    apply = jax.jit(run.model.apply, static_argnames="method")
+    keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(3)]
+    x = np.stack([jax.random.normal(jax.random.split(k)[0], (8, 8, 1)) for k in keys])
+    params, condition = {"params": run.params}, {"label": np.array(LABELS)}
+    s = apply(params, x, np.ones(3, np.float32), condition, method="encode")
+    assert s.shape == (3, 4, 24)
+    for _ in range(3):
+        x = x - apply(params, x, s, method="decode").prediction / 3
+    shared = draw(run, sharing=Sharing(steps=(0,)))
+    assert_same(shared, x)
+    assert np.abs(shared - draw(run, sharing=Sharing())).max() > 1e-2
 
 
 def test_similarity_is_that_of_the_conditions_along_the_way(run, by_hand):

@@ -13,7 +13,7 @@ from dit_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Sharing:
-    """Evaluations share the output of DDT's condition encoder (arXiv 2504.05741).
+    """Evaluations share the output of a condition encoder, DDT's say (arXiv 2504.05741).
 
     Evaluations are numbered from 0, the noisiest; a step of Heun's method has two. The default
     shares nothing.
