@@ -115,21 +115,23 @@ class Judge:
 
     def __init__(self, run):
         from dit_jax.evaluation.judge import stack
+        from dit_jax.metrics import Gaussian
 
         data = run.experiment.data.open("train")
         self.fitted = run.experiment.evaluation.judge.fit(data)
-        self.reference = self.fitted.features(stack(data)[0])
+        self.reference = Gaussian.of(self.fitted.features(stack(data)[0]))
 
     def __call__(self, samples, labels) -> dict[str, float]:
         """Frechet distance to the training split, and the share read as asked for."""
         import numpy as np
 
-        from dit_jax.evaluation.frechet import frechet_distance
         from dit_jax.images import to_uint8
+        from dit_jax.metrics import Gaussian, frechet_distance
 
         images = np.asarray(to_uint8(samples))
+        found = Gaussian.of(self.fitted.features(images))
         return {
-            "frechet_distance": frechet_distance(self.fitted.features(images), self.reference),
+            "frechet_distance": frechet_distance(found, self.reference),
             "label_agreement": float(np.mean(self.fitted.labels(images) == labels)),
         }
 

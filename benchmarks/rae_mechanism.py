@@ -168,9 +168,9 @@ def samples(run) -> np.ndarray:
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
     """Frechet distance of the mean over positions."""
-    from dit_jax.evaluation.frechet import frechet_distance
+    from dit_jax.metrics import Gaussian, frechet_distance
 
-    return frechet_distance(a.mean(axis=(1, 2)), b.mean(axis=(1, 2)))
+    return frechet_distance(*(Gaussian.of(x.mean(axis=(1, 2))) for x in (a, b)))
 
 
 if __name__ == "__main__":

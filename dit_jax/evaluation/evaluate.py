@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 
 from dit_jax.diffusion import Guidance, Sampling, Sharing
 from dit_jax.errors import InputError
-from dit_jax.evaluation.frechet import frechet_distance
 from dit_jax.evaluation.held_out import held_out_loss
 from dit_jax.evaluation.judge import stack
 from dit_jax.evaluation.options import Evaluation
 from dit_jax.images import save_grid
+from dit_jax.metrics import Gaussian, frechet_distance
 from dit_jax.parallel import hosts
 from dit_jax.run import Run
 from dit_jax.sampling import choose_sampling, sample_batches
@@ -114,10 +114,11 @@ def judge_samples(
     judge = options.judge.fit(data.open("train"))
     real, _ = stack(data.open("train"))
     held_out, held_out_labels = stack(data.open("test"))
-    reference = judge.features(real)
+    reference = Gaussian.of(judge.features(real))
     metrics = {}
     for prefix, x, y in (("", images, labels), ("real_test_", held_out, held_out_labels)):
-        metrics[f"{prefix}frechet_distance"] = frechet_distance(judge.features(x), reference)
+        found = Gaussian.of(judge.features(x))
+        metrics[f"{prefix}frechet_distance"] = frechet_distance(found, reference)
         if run.model.num_classes:
             metrics[f"{prefix}label_agreement"] = float(np.mean(judge.labels(x) == y))
     return metrics

@@ -108,6 +108,19 @@ def on_main(function: Callable[[], Any]) -> Any:
     return outcome["value"]
 
 
+def gather(array: np.ndarray) -> np.ndarray:
+    """Stacks the arrays of all processes: [P, ...], the same on all, bit for bit.
+
+    All processes must call it with arrays of one shape and dtype, and wait for it.
+    """
+    if alone():
+        return array[None]
+    # As bytes, for JAX would round float64.
+    sent = np.frombuffer(array.tobytes(), np.uint8)
+    everyone = np.asarray(multihost_utils.process_allgather(sent))
+    return everyone.view(array.dtype).reshape(-1, *array.shape)
+
+
 def anywhere(flag: bool) -> jax.Array:
     """Whether the flag is set on any process: the same bool scalar on all, once it is read.
 

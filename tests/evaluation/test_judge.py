@@ -3,8 +3,8 @@ import pytest
 
 from dit_jax import serialization
 from dit_jax.data import Digits
-from dit_jax.evaluation.frechet import frechet_distance
 from dit_jax.evaluation.judge import SmallClassifier, stack
+from dit_jax.metrics import Gaussian, frechet_distance
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def test_features_are_the_last_hidden_layer(judge, held_out):
 
 def test_its_distance_tells_digits_from_noise(judge, held_out):
     images, _ = held_out
-    reference = judge.features(stack(Digits().open("train"))[0])
+    reference = Gaussian.of(judge.features(stack(Digits().open("train"))[0]))
     noise = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
-    real = frechet_distance(judge.features(images), reference)
-    assert frechet_distance(judge.features(noise), reference) > 10 * real
+    near, far = (Gaussian.of(judge.features(x)) for x in (images, noise))
+    assert frechet_distance(far, reference) > 10 * frechet_distance(near, reference)
 
 
 def test_fitting_is_repeatable():

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.errors import InputError
-from dit_jax.evaluation.frechet import frechet_distance
 from dit_jax.evaluation.reconstruction import psnr, ssim
 from dit_jax.flops import count_flops
 from dit_jax.images import save_grid, to_uint8
 from dit_jax.latents import RAE
+from dit_jax.metrics import Gaussian, frechet_distance
 from dit_jax.parallel import hosts
 from dit_jax.parallel.options import compiler_options
 from dit_jax.parallel.sharding import Layout, place, use_layout
@@ -96,7 +96,7 @@ class DecoderTrainer(TrainerBase):
         return {
             "psnr": float(np.mean(psnr(decoded, real))),
             "ssim": float(np.mean(ssim(decoded, real))),
-            "frechet_distance": frechet_distance(again, features),
+            "frechet_distance": frechet_distance(Gaussian.of(again), Gaussian.of(features)),
         }
 
     @functools.cached_property
