@@ -61,7 +61,7 @@ def test_other_numbers_of_neighbours(neighbours):
 @hypothesis.settings(max_examples=10, deadline=None)
 def test_neither_order_nor_place_makes_a_difference(seed):
     rng = np.random.default_rng(seed)
-    moved = [rng.permutation(x) for x in clusters(1, shift=100.0)]
+    moved = [rng.permutation(x) for x in clusters(1, shift=1000.0)]
     assert precision_recall(*moved) == precision_recall(*clusters(1))
 
 
@@ -95,6 +95,12 @@ def test_the_border_belongs_to_the_ball():
     samples = np.array([-4.0, -3.0, 6.0, 7.0])[:, None]
     precision, _ = precision_recall(samples, reference)
     assert precision == 0.5
+
+
+def test_the_middle_of_two_modes_is_in_neither():
+    """There, too, where what fills a block up would lie."""
+    reference = np.concatenate([np.arange(-15.0, -10), np.arange(11.0, 16)])[:, None]
+    assert precision_recall(np.zeros((5, 1)), reference) == (0, 0)
 
 
 def test_one_mode_of_many_is_precise_and_recalls_little():
