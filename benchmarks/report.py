@@ -10,7 +10,7 @@ import platform
 from typing import Any
 
 _FOLDER = pathlib.Path(__file__).parent / "results"
-_PACKAGES = ("jax", "flax", "grain", "torch", "diffusers")
+_PACKAGES = ("jax", "flax", "grain", "torch", "diffusers", "scipy", "torch-fidelity")
 
 
 def parser(doc: str) -> argparse.ArgumentParser:

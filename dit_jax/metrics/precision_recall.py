@@ -18,7 +18,9 @@ def precision_recall(
     the border included. ADM compares 50,000 samples with 10,000 references.
 
     Works in blocks on this process's devices, which share the rows of each. Distances are squared,
-    as in ADM's evaluator, but in float32; its own are in float16 unless one is too large for that.
+    as in ADM's evaluator, but in float32. Its own are in float16 unless one is too large for that:
+    near 300, as Inception's are, in steps of a quarter. In a simulation of features of this size
+    that moved both shares by up to 0.003, mostly upwards.
 
     Args:
       samples: features [N, D].
