@@ -71,7 +71,10 @@ class Moments:
         return Moments(0, np.zeros(dimension), np.zeros((dimension, dimension)))
 
     def add(self, features: np.ndarray) -> "Moments":
-        """Of these features [B, D], too."""
+        """Of these features [B, D], too: some hundreds at once, as a few take as long.
+
+        Whatever B is, whole matrices [D, D] are added.
+        """
         x = np.asarray(features, np.float64)
         mean = x.mean(axis=0)
         deviations = x - mean
