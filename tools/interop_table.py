@@ -31,9 +31,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = measure(pathlib.Path(folder))
         back = "yes" if found.round_trip else "no"
-        lines.append(
-            f"| {layout} | {peer} | {found.output:.1e} | {found.gradient:.1e} | yes | {back} |"
-        )
+        gradient = "not wanted" if found.gradient is None else f"{found.gradient:.1e}"
+        lines.append(f"| {layout} | {peer} | {found.output:.1e} | {gradient} | yes | {back} |")
         print(lines[-1], flush=True)
     if options.write:
         text = DOC.read_text()

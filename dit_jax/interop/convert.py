@@ -1,7 +1,6 @@
 """Whole conversions: a PyTorch file to a folder of this library's, and back."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 from dit_jax.errors import InputError
 from dit_jax.interop.engine import make_plan
-from dit_jax.interop.files import StateDict, open_state_dict
+from dit_jax.interop.files import StateDict, checksum, open_state_dict
 from dit_jax.interop.layout import Found, Layout
 from dit_jax.interop.layouts import choose_export, choose_layout
 from dit_jax.interop.rae import latents_of
@@ -66,7 +65,7 @@ def convert_from_torch(
         found = _decoded_by(latents, latents.decoder.patch, latents.decoder.channels, found)
     plan = make_plan(family.entries(found), state.shapes, found.abstract(), reinitialise)
     source = Source(
-        pathlib.Path(file).name, _sha256(state.files), family.name, state.group, family.licence
+        pathlib.Path(file).name, checksum(state.files), family.name, state.group, family.licence
     )
     write_converted(out, plan, state.tensors, found, source)
     chosen = f", its '{state.group}' weights" if state.group else ""
@@ -153,12 +152,3 @@ def _decoded_by(latents: Latents, factor: int, image_channels: int, found: Found
     data = dataclasses.replace(found.experiment.data, array_shape=images)
     experiment = dataclasses.replace(found.experiment, latents=latents, data=data)
     return dataclasses.replace(found, experiment=experiment)
-
-
-def _sha256(files: Sequence[pathlib.Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".index.json")
 _PREFIXES = ("module.", "_orig_mod.")
 # What training scripts call the weights to sample with, then the others, in order of preference.
 _GROUPS = ("ema", "ema_denoiser", "model", "denoiser", "state_dict", "teacher", "student")
+
+# How PyTorch's hub names files: by the beginning of their SHA-256. Eight digits may be a date.
+_NAMED_BY_CONTENT = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8})\.pth$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +57,11 @@ def open_state_dict(path: str | pathlib.Path, group: str | None = None) -> State
       group: which of several state dicts in the file; `ema` by default where there is one.
 
     Raises:
-      InputError: the file is missing, damaged, of another kind, would run code, or lacks the group.
+      InputError: the file is missing, damaged, of another kind, would run code, lacks the group, or
+        is another one than its name says.
     """
     path = _find(pathlib.Path(path).expanduser())
+    _check_name(path)
     if path.name.endswith(".index.json"):
         shards = _shards(path)
         parts = [open_state_dict(shard, group) for shard in shards]
@@ -68,6 +74,25 @@ def open_state_dict(path: str | pathlib.Path, group: str | None = None) -> State
     if not tensors:
         raise InputError(f"'{path}' holds no tensors: give a checkpoint of weights")
     return StateDict(_strip_prefixes(tensors), chosen, passed_over, (path,))
+
+
+def checksum(files: Sequence[pathlib.Path]) -> str:
+    """SHA-256 of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_name(path: pathlib.Path) -> None:
+    named = _NAMED_BY_CONTENT.search(path.name)
+    if named and not (found := checksum([path])).startswith(named[1]):
+        raise InputError(
+            f"'{path}' is damaged or another file: its SHA-256 begins with {found[:8]}, not with "
+            f"the {named[1]} in its name; download it again, or rename it if it is yours"
+        )
 
 
 def _find(path: pathlib.Path) -> pathlib.Path:

@@ -135,6 +135,16 @@ def norm(source: str, path: str, **options: Any) -> list[Rule]:
     return [tensor(f"{source}.{one}", f"{path}/{other}", **options) for one, other in names]
 
 
+def normed_conv(conv: str, batch_norm: str, path: str) -> list[Rule]:
+    """Rules for a convolution without bias and the batch norm after it, in one module here."""
+    return [
+        tensor(f"{conv}.weight", f"{path}/kernel", "o i h w -> h w i o"),
+        *norm(batch_norm, path),
+        tensor(f"{batch_norm}.running_mean", f"{path}/mean"),
+        tensor(f"{batch_norm}.running_var", f"{path}/variance"),
+    ]
+
+
 def patch_embed(source: str, path: str, patch: int) -> list[Rule]:
     """Rules for a convolution of stride `patch`, here a linear layer over flattened patches."""
     kernel = tensor(

@@ -16,15 +16,16 @@ from tests.interop.test_families import FAMILIES, randomised
 from tests.latents.rae import encoder_helpers, rae_helpers, test_efficientnet
 from tests.latents.vae import test_autoencoder
 from tests.latents.vae.vae_helpers import make_pair
+from tests.metrics import inception_pair
 from tests.training.reconstruction import pairs
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Relative errors, and whether the state dict came back bit for bit."""
+    """Relative errors, None where no gradient is wanted, and whether all came back bit for bit."""
 
     output: float
-    gradient: float
+    gradient: float | None
     round_trip: bool
 
 
@@ -100,6 +101,13 @@ def _efficientnet(folder):
     return Measured(*test_efficientnet.errors(twin, params), _comes_back(folder, twin))
 
 
+def _inception(folder):
+    twin, params = inception_pair.make_pair()
+    torch.save(twin.state_dict(), folder / "model.pt")
+    convert_from_torch(str(folder / "model.pt"), str(folder / "run"))
+    return Measured(max(inception_pair.errors(twin, params)), None, _comes_back(folder, twin))
+
+
 def _measured(run, called, model, times, folder):
     return Measured(*parity.errors(run, called, times), _comes_back(folder, model))
 
@@ -127,6 +135,7 @@ for name, peer in {
 PEERS["dino"] = ("a twin from the paper's code", _dino)
 PEERS["lpips"] = ("a twin from the paper's code", _lpips)
 PEERS["efficientnet-lite0"] = ("a twin from the paper's code", _efficientnet)
+PEERS["inception"] = ("a twin of pytorch-fid's", _inception)
 for part in ("decoder", "statistics"):
     PEERS[f"rae-{part}"] = ("a twin from the paper's code", functools.partial(_rae_part, part))
 for kind in rae_helpers.KINDS:

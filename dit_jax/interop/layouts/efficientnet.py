@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.interop.layout import Found, Layout, count_layers
-from dit_jax.interop.rules import Carried, Rule, norm, tensor
+from dit_jax.interop.rules import Carried, normed_conv
 from dit_jax.latents.rae.encoders import EfficientNetLite0
 from dit_jax.latents.rae.encoders.efficientnet import STAGES
 
@@ -40,12 +40,12 @@ class EfficientNetLayout(Layout):
 
     def entries(self, found):
         del found
-        rules = _normed_conv("_conv_stem", "_bn0", "stem")
+        rules = normed_conv("_conv_stem", "_bn0", "stem")
         for i in range(_BLOCKS):
             # The first block is no wider inside than its input.
             for number, name in list(enumerate(("expand", "depthwise", "project")))[i == 0 :]:
                 block = f"_blocks.{i}."
-                rules += _normed_conv(
+                rules += normed_conv(
                     f"{block}_{name}_conv", f"{block}_bn{number}", f"block_{i}/{name}"
                 )
         return [
@@ -55,13 +55,3 @@ class EfficientNetLayout(Layout):
             Carried(r"(_conv_head|_bn1)\..*", "widens the last stage"),
             Carried(r"_fc\..*", "classifies ImageNet"),
         ]
-
-
-def _normed_conv(conv: str, batch_norm: str, path: str) -> list[Rule]:
-    """Rules for a convolution without bias and the batch norm after it."""
-    return [
-        tensor(f"{conv}.weight", f"{path}/kernel", "o i h w -> h w i o"),
-        *norm(batch_norm, path),
-        tensor(f"{batch_norm}.running_mean", f"{path}/mean"),
-        tensor(f"{batch_norm}.running_var", f"{path}/variance"),
-    ]

@@ -5,19 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def resize_bicubic(x: jax.Array, size: tuple[int, int], *, antialias: bool = False) -> jax.Array:
+def resize_bicubic(
+    x: jax.Array, size: tuple[int, int], *, antialias: bool = False, offset: float = 0.0
+) -> jax.Array:
     """Resizes as `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` does.
 
     Args:
       x: [..., H, W, C].
       size: new height and width, (h, w).
       antialias: widen the kernel when shrinking.
+      offset: added to the new size where it tells the scale, as DINO's and DINOv2's own code does
+        with 0.1 for position embeddings, by `scale_factor`.
 
     Returns:
       [..., h, w, C], float32.
     """
     rows, columns = (
-        jnp.asarray(_weights(old, new, antialias)) for old, new in zip(x.shape[-3:-1], size)
+        jnp.asarray(_weights(old, new, antialias, offset)) for old, new in zip(x.shape[-3:-1], size)
     )
     # Not in bfloat16, as a TPU multiplies by default.
     precision = jax.lax.Precision.HIGHEST
@@ -25,9 +29,9 @@ def resize_bicubic(x: jax.Array, size: tuple[int, int], *, antialias: bool = Fal
     return jnp.einsum("...ywc,xw->...yxc", x, columns, precision=precision)
 
 
-def _weights(old: int, new: int, antialias: bool) -> np.ndarray:
+def _weights(old: int, new: int, antialias: bool, offset: float) -> np.ndarray:
     """Share [new, old] that every old pixel has in every new one."""
-    scale = old / new
+    scale = old / (new + offset)
     centers = (np.arange(new) + 0.5) * scale - 0.5
     if antialias:
         distances = np.arange(old) - centers[:, None]

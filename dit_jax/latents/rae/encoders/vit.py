@@ -118,13 +118,16 @@ class VisionEncoder(nn.Module):
         Raises:
           InputError: the images do not divide into patches, or the heads do not divide the width.
         """
+        return self.all_tokens(images)[:, self.prefix_tokens :]
+
+    def all_tokens(self, images: jax.Array) -> jax.Array:
+        """Maps images to the tokens [B, prefix_tokens + N, hidden] after the last norm."""
         if self.hidden % self.heads:
             raise InputError(f"a width of {self.hidden} does not divide into {self.heads} heads")
         grid = patch_grid(images.shape, self.patch)
         tokens = self.embed(images.astype(self.dtype), grid)
         tokens, _ = Stack(self.block(), self.depth, "none", name="blocks")(tokens, grid)
-        tokens = tokens[:, self.prefix_tokens :].astype(jnp.float32)
-        return layer_norm(tokens, "norm", self.eps, affine=self.affine)
+        return layer_norm(tokens.astype(jnp.float32), "norm", self.eps, affine=self.affine)
 
     def embed(self, images: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """Maps images to the tokens [B, prefix_tokens + N, hidden] that the first block sees."""
