@@ -45,6 +45,14 @@ class Branch(NamedTuple):
     pool: Pool | None = None
     fork: int = 0
 
+    def names(self) -> list[str]:
+        """Names of all its convolutions, the fork's last."""
+        count = len(self.convs)
+        if count == 1 and not self.fork:
+            return [self.name]
+        forked = [f"{self.name}_{count + 1}{side}" for side in "ab"] if self.fork else []
+        return [f"{self.name}_{number}" for number in range(1, count + 1)] + forked
+
 
 def _block_a(pooled: int) -> tuple[Branch, ...]:
     return (
@@ -107,7 +115,7 @@ class InceptionFeatures(NamedTuple):
         flattened in the order of rows, columns, channels, of ADM's `mixed_6/conv:0`. The graph's
         blocks are numbered from `mixed`, which is Mixed_5b, so this is branch1x1 of Mixed_6d; a
         layer's bare name is that of its last node there, after the batch norm and the ReLU. The
-        list of the graph's nodes and two ports of the evaluator agree on it.
+        graph's list of nodes and issue 109 of ADM's repository (guided-diffusion) agree on it.
       logits: [B, 1008], for the Inception Score, without the bias that the graph's own classifier
         adds: TensorFlow's and ADM's evaluators multiply by its weights alone.
     """
@@ -156,16 +164,14 @@ class InceptionBlock(nn.Module):
     def _follow(self, branch: Branch, x: jax.Array) -> list[jax.Array]:
         if branch.pool:
             x = _pool(x, branch.pool)
-        alone = len(branch.convs) == 1 and not branch.fork
-        for number, conv in enumerate(branch.convs, start=1):
-            name = branch.name if alone else f"{branch.name}_{number}"
+        names = branch.names()
+        for name, conv in zip(names, branch.convs):
             padding = "SAME" if conv.stride == 1 else "VALID"
             x = NormedConv(conv.width, conv[1:3], conv.stride, padding, name=name)(x)
         if not branch.fork:
             return [x]
-        name = f"{branch.name}_{len(branch.convs) + 1}"
-        kernels = {f"{name}a": (1, 3), f"{name}b": (3, 1)}
-        return [NormedConv(branch.fork, k, name=name)(x) for name, k in kernels.items()]
+        forked = zip(names[-2:], ((1, 3), (3, 1)))
+        return [NormedConv(branch.fork, kernel, name=name)(x) for name, kernel in forked]
 
 
 class NormedConv(nn.Module):
