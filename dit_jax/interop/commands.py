@@ -11,7 +11,8 @@ class FromTorch:
     """Converts a PyTorch checkpoint into a folder that dit_jax opens.
 
     Attributes:
-      file: .pt, .pth, .bin, .ckpt or .safetensors, a shard index, or a folder with one of them.
+      file: .pt, .pth, .bin, .ckpt or .safetensors, a shard index, or a folder with one of them; or
+        TensorFlow's graph (.pb) of Inception-v3.
       out: folder to make.
       model: preset that the file must be, such as DiT-XL/2; read off the tensors by default.
       layout: whose keys these are; recognised by default.

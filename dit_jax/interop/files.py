@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from dit_jax.errors import InputError
+from dit_jax.interop.graphdef import load_graph
 from dit_jax.interop.legacy import load_legacy
 from dit_jax.interop.stored import StoredTensor
 
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".index.json")
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".index.json", ".pb")
 # Wrappers that leave their name before every key: DataParallel and torch.compile.
 _PREFIXES = ("module.", "_orig_mod.")
 # What training scripts call the weights to sample with, then the others, in order of preference.
@@ -50,7 +51,7 @@ class StateDict:
 
 
 def open_state_dict(path: str | pathlib.Path, group: str | None = None) -> StateDict:
-    """Opens a PyTorch or safetensors file; tensors are read when asked for.
+    """Opens a file of PyTorch, safetensors or TensorFlow; tensors are read when asked for.
 
     Args:
       path: a file, a sharded file's `.index.json`, or a folder that holds one of either.
@@ -67,7 +68,8 @@ def open_state_dict(path: str | pathlib.Path, group: str | None = None) -> State
         parts = [open_state_dict(shard, group) for shard in shards]
         merged = {key: value for part in parts for key, value in part.tensors.items()}
         return StateDict(merged, parts[0].group, parts[0].passed_over, tuple(shards))
-    tree = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+    openers = {".safetensors": _open_safetensors, ".pb": _open_graph}
+    tree = openers.get(path.suffix, _open_pickle)(path)
     tree = _by_module(tree)
     chosen, passed_over = _choose_group(tree, group, path)
     tensors = _flatten(tree[chosen] if chosen else tree)
@@ -148,6 +150,13 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
         key: StoredTensor(shape, names.get(dtype, dtype), functools.partial(read, key))
         for key, (shape, dtype) in described.items()
     }
+
+
+def _open_graph(path: pathlib.Path) -> dict[str, StoredTensor]:
+    try:
+        return load_graph(path)
+    except Exception as error:  # Whatever a damaged file makes the reading raise.
+        raise InputError(f"'{path}' is damaged or no TensorFlow graph: {error}") from error
 
 
 def _open_pickle(path: pathlib.Path) -> Any:

@@ -17,6 +17,9 @@ _EPS = 1e-3
 CLASSES = 1008
 _SPATIAL_BLOCK, _SPATIAL_CHANNELS = "Mixed_6d", 7
 
+# The convolutions before the blocks.
+STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
+
 # Pools of 3x3; the last one has stride 2 and no padding.
 Pool = Literal["average", "maximum", "shrink"]
 
@@ -131,12 +134,12 @@ class InceptionV3(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> InceptionFeatures:
         """Maps images [B, 299, 299, 3], (pixel - 128) / 128, float32, to features."""
-        x = NormedConv(32, (3, 3), 2, "VALID", name="Conv2d_1a_3x3")(images)
-        x = NormedConv(32, (3, 3), 1, "VALID", name="Conv2d_2a_3x3")(x)
-        x = NormedConv(64, (3, 3), name="Conv2d_2b_3x3")(x)
+        x = NormedConv(32, (3, 3), 2, "VALID", name=STEM[0])(images)
+        x = NormedConv(32, (3, 3), 1, "VALID", name=STEM[1])(x)
+        x = NormedConv(64, (3, 3), name=STEM[2])(x)
         x = _pool(x, "shrink")
-        x = NormedConv(80, (1, 1), name="Conv2d_3b_1x1")(x)
-        x = NormedConv(192, (3, 3), 1, "VALID", name="Conv2d_4a_3x3")(x)
+        x = NormedConv(80, (1, 1), name=STEM[3])(x)
+        x = NormedConv(192, (3, 3), 1, "VALID", name=STEM[4])(x)
         x = _pool(x, "shrink")
         after = {}
         for name, branches in BLOCKS.items():

@@ -18,14 +18,19 @@ SIDE = 299
 
 def make_pair():
     """Returns the twin, and its parameters here, carried over in memory."""
-    twin, layout = randomise_(Twin(), seed=0), find_layout("inception")
+    twin = randomise_(Twin(), seed=0)
     tensors = {key: value.numpy() for key, value in twin.state_dict().items()}
+    return twin, carried_over(find_layout("inception"), tensors)
+
+
+def carried_over(layout, tensors):
+    """The parameters that a layout makes of a state dict."""
     shapes = {key: value.shape for key, value in tensors.items()}
-    found = layout.describe(shapes, {})
-    plan, params = make_plan(layout.entries(found), shapes, found.abstract()), {}
+    found, params = layout.describe(shapes, {}), {}
+    plan = make_plan(layout.entries(found), shapes, found.abstract())
     for _ in to_jax(plan, tensors.get, lambda path, _, value: params.update({path: value})):
         pass
-    return twin, flax.traverse_util.unflatten_dict(params, sep="/")
+    return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
 @torch.no_grad()

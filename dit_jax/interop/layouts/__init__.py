@@ -12,7 +12,7 @@ from dit_jax.interop.layouts.dit import DiTLayout
 from dit_jax.interop.layouts.dit_dh import DiTDHLayout
 from dit_jax.interop.layouts.dit_moe import DiTMoELayout
 from dit_jax.interop.layouts.efficientnet import EfficientNetLayout
-from dit_jax.interop.layouts.inception import InceptionLayout
+from dit_jax.interop.layouts.inception import InceptionGraphLayout, InceptionLayout
 from dit_jax.interop.layouts.lightning_dit import LightningDiTLayout
 from dit_jax.interop.layouts.lpips import LPIPSLayout
 from dit_jax.interop.layouts.promoe import ProMoELayout
@@ -41,6 +41,7 @@ LAYOUTS: tuple[Layout, ...] = (
     LPIPSLayout(),
     EfficientNetLayout(),
     InceptionLayout(),
+    InceptionGraphLayout(),
     RAEDecoderLayout(),
     RAEStatisticsLayout(),
     DiffusersRAELayout(),
