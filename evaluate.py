@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Literal
 
 import rich
 import tyro
@@ -15,6 +16,10 @@ def main(
     num_samples: int | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
+    labels: Literal["balanced", "random"] | None = None,
+    metrics: str | None = None,
+    reference: str | None = None,
+    features: Literal["inception", "inception-clean", "dinov2"] | None = None,
     guidance: float | None = None,
     weak: str | None = None,
     sharing: str | None = None,
@@ -27,6 +32,11 @@ def main(
       num_samples: how many images; as the run's configuration says by default.
       batch_size: images generated at once, over all devices.
       seed: seed of the samples.
+      labels: classes in turn, or drawn at random.
+      metrics: some of fid, sfid, is, pr and kid (of dinov2's features fd, pr and kid), separated by
+        commas, by ADM's protocol.
+      reference: .npz file that they compare with, of images or statistics, as ADM publishes them.
+      features: network and resizing for them.
       guidance: guidance scale, classifier-free but with `weak`; 1 is none.
       weak: a worse run, for autoguidance.
       sharing: when the condition encoder of a DDT or DiT-DH runs: 5 for every fifth evaluation,
@@ -37,11 +47,15 @@ def main(
         cli.setup_logging()
         cli.join_hosts()
         from dit_jax.evaluation.evaluate import evaluate
+        from dit_jax.metrics.features import find_features
         from dit_jax.paths import local_folder
         from dit_jax.run import load
 
         loaded = load(run)
         changes = {"samples": num_samples, "batch_size": batch_size, "seed": seed}
+        changes |= {"labels": labels, "reference": reference}
+        changes["metrics"] = None if metrics is None else tuple(metrics.split(","))
+        changes["features"] = features and find_features(features)
         options = dataclasses.replace(
             loaded.experiment.evaluation, **{k: v for k, v in changes.items() if v is not None}
         )

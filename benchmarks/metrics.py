@@ -1,11 +1,12 @@
 """Are samples measured as fast as by torch-fidelity?
 
-On the same features, in turns: the Frechet distance from two means and covariances, as
+In turns: what Inception sees in images of 256 px, with the same random weights. Then, of the same
+features: the Frechet distance from two means and covariances, as
 torch-fidelity 0.4 has it (eigenvalues of the covariances' product) and as ADM's evaluator has it
 (SciPy's matrix square root); improved precision and recall; the kernel distance. Features are as
 wide as Inception's, with deviations over three orders of magnitude. Seconds, and the values found.
 
-    python benchmarks/metrics.py [--dimension 2048] [--images 10000] [--repeats 3]
+    python benchmarks/metrics.py [--dimension 2048] [--images 10000] [--batch 16] [--repeats 3]
 
 Needs torch (CPU) and torch-fidelity (`pip install --no-deps torch-fidelity`).
 """
@@ -14,6 +15,7 @@ import argparse
 import importlib.util
 import statistics
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable
@@ -31,6 +33,7 @@ def main() -> None:
     parser = report.parser(__doc__)
     parser.add_argument("--dimension", type=int, default=2048)
     parser.add_argument("--images", type=int, default=10000, help="features of each set")
+    parser.add_argument("--batch", type=int, default=16, help="images that Inception sees")
     parser.add_argument("--subset", type=int, default=1000, help="features of KID's subsets")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -39,7 +42,9 @@ def main() -> None:
         for seed, shift in ((0, 0.1), (1, 0.0))
     )
     sizes = {"images": options.images, "dimension": options.dimension}
-    results = []
+    row = in_turns(inception_cases(options.batch), options.repeats)
+    results = [{"what": "inception", "images": options.batch, **row}]
+    print(results[-1], flush=True)
     for what, cases in {
         "frechet_distance": frechet_cases,
         "precision_recall": precision_recall_cases,
@@ -60,6 +65,41 @@ def features(seed: int, count: int, dimension: int, shift: float) -> np.ndarray:
 
 
 Cases = dict[str, Callable[[], float]]
+
+
+def inception_cases(count: int) -> Cases:
+    """From bytes to all features; the value is the mean of the pooled ones."""
+    import jax
+
+    from dit_jax.interop.convert import convert_to_torch
+    from dit_jax.metrics.features import Inception
+    from dit_jax.metrics.inception import InceptionV3
+    from dit_jax.storage.weights import save_weights
+
+    fidelity("fid")
+    extractors = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    shape = (299, 299, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        one = np.zeros((1, *shape), np.float32)
+        params = jax.jit(InceptionV3().init)(jax.random.key(0), one)["params"]
+        save_weights(f"{folder}/ours", InceptionV3(), shape, params)
+        convert_to_torch(f"{folder}/ours", f"{folder}/theirs.pt")
+        # The bias of the classifier, which no measure looks at.
+        tensors = torch.load(f"{folder}/theirs.pt") | {"fc.bias": torch.zeros(1008)}
+        torch.save(tensors, f"{folder}/theirs.pt")
+        names = ["2048", "logits_unbiased"]
+        theirs = extractors.FeatureExtractorInceptionV3("it", names, f"{folder}/theirs.pt")
+    images = np.random.default_rng(0).integers(0, 256, (count, 256, 256, 3), np.uint8)
+    ours, tensor = jax.jit(Inception()), torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+    @torch.inference_mode()
+    def other() -> float:
+        return theirs(tensor)[0].mean()
+
+    def mine() -> float:
+        return np.asarray(ours(params, images)["pool"]).mean()
+
+    return {"ours": mine, "torch-fidelity": other}
 
 
 def frechet_cases(samples: np.ndarray, reference: np.ndarray, _: argparse.Namespace) -> Cases:

@@ -4,6 +4,7 @@ import pathlib
 import sys
 from typing import Literal
 
+import rich
 import tyro
 
 from dit_jax import cli
@@ -182,6 +183,38 @@ def reshard(
         print(line)
 
 
+def metrics(
+    samples: tyro.conf.Positional[str],
+    reference: tyro.conf.Positional[str | None] = None,
+    names: str | None = None,
+    features: Literal["inception", "inception-clean", "dinov2"] = "inception",
+    weights: str | None = None,
+    batch_size: int = 64,
+) -> None:
+    """Measures a file of images against another one by ADM's protocol, with no model.
+
+    Args:
+      samples: .npz of uint8 images [N, H, W, 3].
+      reference: .npz of images, statistics, or both, as ADM publishes them.
+      names: some of fid, sfid, is, pr and kid (of dinov2's features fd, pr and kid), separated by
+        commas; all of them by default, without a reference the Inception Score.
+      features: network and resizing.
+      weights: folder of the network's converted weights, where it is another one.
+      batch_size: images at once on each device.
+    """
+    cli.join_hosts()
+    from dit_jax.metrics.command import compare
+    from dit_jax.metrics.features import find_features
+    from dit_jax.parallel import hosts
+
+    space = find_features(features, weights)
+    default = space.measures if reference else ("is",)
+    chosen = default if names is None else tuple(names.split(","))
+    table = compare(samples, reference, chosen, space, batch_size)
+    if hosts.is_main():
+        rich.print(table)
+
+
 def plan() -> None:
     """Compiles a training step for TPUs that are not there, and says what it would take."""
     # Its options are followed by those of a configuration, which `main` gives it as they are.
@@ -227,6 +260,7 @@ def main() -> None:
                 "experts": experts,
                 "inspect": inspect,
                 "latent-stats": latent_stats,
+                "metrics": metrics,
                 "models": models,
                 "plan": plan,
                 "reshard": reshard,

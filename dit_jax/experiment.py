@@ -144,8 +144,12 @@ class Experiment:
             "evaluation.samples": evaluation.samples,
             "evaluation.held-out": evaluation.held_out,
         }
-        _refuse_below(0, samples)
+        _refuse_below(0, samples | {"evaluation.every": evaluation.every})
         _refuse_below(1, {"evaluation.batch-size": evaluation.batch_size})
+        if evaluation.samples:
+            evaluation.check()
+        if evaluation.every:
+            evaluation.in_training().check()
         check_training(self.training, self.run)
 
     def fresh_state(self) -> TrainState:

@@ -101,8 +101,12 @@ def sample_batches(
     weak: Run | None = None,
     decode: bool = True,
     mesh: Mesh | None = None,
+    first: int = 0,
 ) -> Iterator[np.ndarray]:
-    """As `sample`, a batch at a time; batches but the last hold `batch_size` samples."""
+    """As `sample`, a batch at a time; batches but the last hold `batch_size` samples.
+
+    Those before number `first` are left out; the others are what they would be among all.
+    """
     sampling = choose_sampling(run, solver, guidance, sharing, weak)
     layout = Layout(mesh or Parallel().mesh())
     devices = layout.mesh.devices.size
@@ -110,7 +114,7 @@ def sample_batches(
     models = run.params, weak and weak.params
     models = place(models, layout.parameters(models))
     decoder = place(run.latents.load_decoder() if decode else None, layout.replicated)
-    for start in range(0, len(labels), batch_size):
+    for start in range(first, len(labels), batch_size):
         # A short batch is filled up, so that one compiled program serves all.
         rows = np.arange(start, start + padded)
         chunk = labels[np.minimum(rows, len(labels) - 1)]

@@ -13,12 +13,12 @@ import tyro
 
 from dit_jax import cli
 from dit_jax.data import Loader, Source, Split, batches_in_order
-from dit_jax.encoding.local import LocalDevices, progress_bar, share_of
 from dit_jax.errors import InputError
 from dit_jax.latents import RAE
 from dit_jax.latents.rae import Normalization
 from dit_jax.latents.rae.moments import Moments
 from dit_jax.parallel import hosts
+from dit_jax.parallel.local import LocalDevices, progress_bar, share_of
 from dit_jax.storage.weights import refuse_weights, save_weights
 
 

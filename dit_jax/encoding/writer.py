@@ -20,9 +20,9 @@ from dit_jax.data import Loader, Record, Records, batches_in_order
 from dit_jax.data.array_record import MIRRORED, count_records, open_shard, shard_name
 from dit_jax.data.loader import Batch
 from dit_jax.encoding.cache import Cache, claim_folder
-from dit_jax.encoding.local import LocalDevices, progress_bar, share_of
 from dit_jax.errors import InputError
 from dit_jax.parallel import hosts
+from dit_jax.parallel.local import LocalDevices, progress_bar, share_of
 
 # Batches on the devices besides the one that is being written.
 _AHEAD = 2

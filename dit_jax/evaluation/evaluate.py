@@ -1,29 +1,27 @@
 """Generate, save and measure: what `evaluate.py` and the end of training do."""
 
 import dataclasses
-import functools
 import json
 import pathlib
-import zipfile
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
-import rich.progress
 import rich.table
 from jax.sharding import Mesh
 
 from dit_jax.diffusion import Guidance, Sampling, Sharing
-from dit_jax.errors import InputError
+from dit_jax.evaluation.generation import generate
 from dit_jax.evaluation.held_out import held_out_loss
 from dit_jax.evaluation.judge import stack
 from dit_jax.evaluation.options import Evaluation
 from dit_jax.images import save_grid
 from dit_jax.metrics import Gaussian, frechet_distance
+from dit_jax.metrics.images import ImageFile
+from dit_jax.metrics.measure import measure
 from dit_jax.parallel import hosts
 from dit_jax.run import Run
-from dit_jax.sampling import choose_sampling, sample_batches
+from dit_jax.sampling import choose_sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +57,9 @@ def evaluate(
 ) -> Report:
     """Generates samples into `folder` and measures them.
 
-    Leaves `samples.npz` in ADM's format (`arr_0`, uint8 [N, H, W, C]), `grid.png` and
-    `metrics.json`. Classes take turns, so that all are equally frequent.
+    Leaves `samples.npz` in ADM's format (`arr_0`, uint8 [N, H, W, C]) and what they are in
+    `samples.json`, `grid.png` and `metrics.json`. A call that was stopped is gone on with, and
+    samples that are there already are measured as they are.
 
     Args:
       run: what to evaluate.
@@ -74,36 +73,39 @@ def evaluate(
     Raises:
       InputError: too few samples are asked for, or the latents cannot be decoded.
     """
-    if options.samples < 1 or options.batch_size < 1:
-        raise InputError(
-            f"{options.samples} samples in batches of {options.batch_size}: both must be at least 1"
-        )
-    if options.judge is not None and options.samples < 2:
-        raise InputError("one sample has no distribution to judge: ask for at least 2")
-    protocol = _protocol(run, options, choose_sampling(run, None, guidance, sharing, weak), weak)
-    classes = run.model.num_classes
-    labels = (np.arange(options.samples) % max(classes, 1)).astype(np.int32)
-    samples = folder / "samples.npy"
-    hosts.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
-    chosen = {"guidance": guidance, "sharing": sharing, "weak": weak}
-    sample = functools.partial(sample_batches, seed=options.seed, mesh=mesh, **chosen)
-    _to_file(sample(run, labels, options.batch_size), len(labels), samples)
+    options.check()
+    reference = ImageFile.open(options.reference) if options.reference else None
+    sampling = choose_sampling(run, None, guidance, sharing, weak)
+    made = _generation_protocol(run, options, sampling, weak)
+    labels = choose_labels(run.model.num_classes, options)
+    chosen = {"guidance": guidance, "sharing": sharing, "weak": weak, "mesh": mesh}
+    size = {"batch_size": options.batch_size, "seed": options.seed}
+    samples = generate(run, labels, folder, made, **size, **chosen)
 
     def look() -> dict[str, float]:
-        images = np.load(samples, mmap_mode="r")
-        _save_npz(folder / "samples.npz", images)
-        save_grid(folder / "grid.png", images[: 10 * (classes or 10)], classes or 10)
-        return {} if options.judge is None else judge_samples(run, images, labels, options)
+        columns = run.model.num_classes or 10
+        save_grid(folder / "grid.png", samples.read(10 * columns), columns)
+        return {} if options.judge is None else judge_samples(run, samples.read(), labels, options)
 
     metrics = hosts.on_main(look)
+    if options.metrics:
+        metrics |= measure(samples, reference, options.metrics, options.features)
     if options.held_out:
         size = options.batch_size
         metrics["held_out_loss"] = held_out_loss(run, options.held_out, size, options.seed)
-    report = Report(metrics, protocol)
+    report = Report(metrics, made | _measuring_protocol(options, reference))
     text = json.dumps(dataclasses.asdict(report), indent=2) + "\n"
-    hosts.on_main(lambda: (folder / "metrics.json").write_text(text))
-    hosts.on_main(samples.unlink)
+    hosts.on_main(lambda: (folder / "metrics.json").write_text(text) and None)
     return report
+
+
+def choose_labels(classes: int, options: Evaluation) -> np.ndarray:
+    """The class of each sample, int32 [N]; zeros for a model without classes."""
+    classes = max(classes, 1)
+    if options.labels == "random":
+        random = np.random.default_rng(options.seed)
+        return random.integers(0, classes, options.samples, dtype=np.int32)
+    return (np.arange(options.samples) % classes).astype(np.int32)
 
 
 def judge_samples(
@@ -124,40 +126,16 @@ def judge_samples(
     return metrics
 
 
-def _to_file(batches: Iterator[np.ndarray], count: int, path: pathlib.Path) -> None:
-    """Streams samples to a memory-mapped file of the main process: no host holds them all."""
-    images = None
-    done = 0
-    with rich.progress.Progress(disable=not hosts.is_main()) as progress:
-        task = progress.add_task("sampling", total=count)
-        for batch in batches:
-            if not hosts.is_main():
-                continue
-            if images is None:
-                shape = (count, *batch.shape[1:])
-                images = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-            images[done : done + len(batch)] = batch
-            done += len(batch)
-            progress.update(task, completed=done)
-    if images is not None:
-        images.flush()
-
-
-def _save_npz(path: pathlib.Path, images: np.ndarray) -> None:
-    with (
-        zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
-        archive.open("arr_0.npy", "w", force_zip64=True) as file,
-    ):
-        np.lib.format.write_array(file, images)
-
-
-def _protocol(
+def _generation_protocol(
     run: Run, options: Evaluation, sampling: Sampling, weak: Run | None
 ) -> dict[str, Any]:
+    """All that decides what the samples are."""
+    law = {"balanced": "balanced, in turn", "random": "drawn at random"}[options.labels]
     return {
+        "run": run.experiment.run.dir,
         "step": run.step,
         "samples": options.samples,
-        "labels": "balanced, in turn" if run.model.num_classes else "none",
+        "labels": law if run.model.num_classes else "none",
         "seed": options.seed,
         "solver": repr(sampling.solver),
         "guidance": repr(sampling.guidance),
@@ -165,9 +143,16 @@ def _protocol(
         "sharing": repr(sampling.sharing) if sampling.sharing.acts else None,
         "parameters": f"EMA {run.experiment.training.ema[0]}",
         "compute dtype": getattr(run.model, "dtype", "float32"),
+        "decoder": repr(run.latents),
         "uint8": "truncate(127.5 x + 128)",
+    }
+
+
+def _measuring_protocol(options: Evaluation, reference: ImageFile | None) -> dict[str, Any]:
+    return {
         "held-out loss": f"{options.held_out} test images" if options.held_out else None,
-        "feature space": repr(options.judge),
-        "reference": "training split" if options.judge else None,
+        "judge": options.judge and f"{options.judge!r}, against the training split",
+        "features": options.features.description if options.metrics else None,
+        "reference": reference and f"{reference.path}, SHA-256 {reference.checksum()}",
         "backend": f"{jax.default_backend()} x {jax.device_count()}",
     }

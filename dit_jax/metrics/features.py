@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -26,9 +26,16 @@ class FeatureSpace(abc.ABC):
 
     Attributes:
       weights: folder of the network's converted weights.
+      measures: names of what can be measured in it.
     """
 
     weights: str
+    measures: ClassVar[tuple[str, ...]]
+
+    @property
+    def is_evaluators(self) -> bool:
+        """Whether statistics that come with ADM's references are of these features."""
+        return False
 
     @property
     @abc.abstractmethod
@@ -56,7 +63,7 @@ class FeatureSpace(abc.ABC):
 class Inception(FeatureSpace):
     """Inception-v3 of 2015-12-05: that of FID (arXiv 1706.08500), sFID and the Inception Score.
 
-    Its features are `pool` [B, 2048], `spatial` [B, 2023] and `probabilities` [B, 1008].
+    Its features are `pool` [B, 2048], `spatial` [B, 2023] and `logits` [B, 1008].
 
     Attributes:
       resize: `tf1` as TensorFlow's, ADM's and torch-fidelity's evaluators do, which the graph
@@ -66,6 +73,11 @@ class Inception(FeatureSpace):
 
     weights: str = "weights/inception"
     resize: Literal["tf1", "clean"] = "tf1"
+    measures = ("fid", "sfid", "is", "pr", "kid")
+
+    @property
+    def is_evaluators(self):
+        return self.resize == "tf1"
 
     @property
     def description(self):
@@ -81,8 +93,7 @@ class Inception(FeatureSpace):
         resize = resize_tf1 if self.resize == "tf1" else resize_clean
         pixels = resize(images, (_INCEPTION_SIDE, _INCEPTION_SIDE))
         found = InceptionV3().apply({"params": params}, (pixels - 128) / 128)
-        probabilities = jax.nn.softmax(found.logits)
-        return {"pool": found.pool, "spatial": found.spatial, "probabilities": probabilities}
+        return found._asdict()
 
 
 class ClassToken(Dinov2):
@@ -111,6 +122,7 @@ class DINOv2(FeatureSpace):
 
     weights: str = "weights/dinov2-large"
     network: ClassToken = dataclasses.field(default_factory=_large)
+    measures = ("fd", "pr", "kid")
 
     @property
     def description(self):
@@ -146,3 +158,16 @@ def _load(folder: str, module: nn.Module, side: int, file: str, address: str) ->
             f"convert from-torch {file} {folder}`"
         )
     return load_module(folder, module, (side, side, 3))
+
+
+FEATURES: dict[str, FeatureSpace] = {
+    "inception": Inception(),
+    "inception-clean": Inception(resize="clean"),
+    "dinov2": DINOv2(),
+}
+
+
+def find_features(name: str, weights: str | None = None) -> FeatureSpace:
+    """Returns a feature space by its name, with its weights elsewhere if they are."""
+    space = FEATURES[name]
+    return space if weights is None else dataclasses.replace(space, weights=weights)

@@ -121,6 +121,16 @@ def gather(array: np.ndarray) -> np.ndarray:
     return everyone.view(array.dtype).reshape(-1, *array.shape)
 
 
+def gather_rows(rows: np.ndarray) -> np.ndarray:
+    """Joins the rows [n, ...] of all processes in their order; each has its own number n.
+
+    All processes must call it, and wait for it.
+    """
+    counts = gather(np.array(len(rows)))
+    padded = np.pad(rows, [(0, counts.max() - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+    return np.concatenate([part[:n] for part, n in zip(gather(padded), counts)])
+
+
 def anywhere(flag: bool) -> jax.Array:
     """Whether the flag is set on any process: the same bool scalar on all, once it is read.
 

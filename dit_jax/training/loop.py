@@ -7,6 +7,7 @@ import math
 import jax
 
 from dit_jax.errors import TrainingError
+from dit_jax.evaluation.curve import draw_curve
 from dit_jax.experiment import Experiment
 from dit_jax.flops import PEAK_FLOPS
 from dit_jax.parallel import hosts
@@ -76,6 +77,8 @@ def _loop(
         stop = request.agreed() or step == steps
         if options.sample_every and step % options.sample_every == 0:
             meter.measured(step, trainer.preview(step, state))
+        if trainer.evaluate_every and step % trainer.evaluate_every == 0:
+            _evaluate(trainer, meter, step, state)
         if stop or step % options.save_every == 0:
             meter.flush()  # What is saved has been seen to be finite.
             trainer.checkpoints.save(state, trainer.experiment)
@@ -83,6 +86,15 @@ def _loop(
             break
     meter.flush()
     return state
+
+
+def _evaluate(trainer: TrainerBase, meter: "_Meter", step: int, state: TrainState) -> None:
+    """Measures what has been learned, and draws how that went so far."""
+    values = trainer.evaluate(step, state)
+    meter.measured(step, values)
+    if values and hosts.is_main():
+        out = trainer.folder / "evaluation" / "training" / "curve.png"
+        draw_curve(trainer.folder / "log.jsonl", list(values), out)
 
 
 class _Meter:

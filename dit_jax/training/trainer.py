@@ -9,6 +9,7 @@ import jax
 
 from dit_jax.checkpoint import Checkpoints
 from dit_jax.data import batches, to_device
+from dit_jax.evaluation.evaluate import evaluate
 from dit_jax.experiment import Experiment
 from dit_jax.flops import forward_flops
 from dit_jax.images import save_grid
@@ -34,9 +35,11 @@ class TrainerBase(abc.ABC):
       folder: the run's folder, the local part of it.
       checkpoints: what is saved.
       image_flops: FLOPs of a step for each image.
+      evaluate_every: steps between evaluations; 0 for none.
     """
 
     image_flops: float
+    evaluate_every: int = 0
 
     def __init__(self, experiment: Any, layout: Layout, abstract: TrainState, shardings: Any):
         """Opens the data and the run's folder.
@@ -88,6 +91,10 @@ class TrainerBase(abc.ABC):
     def preview(self, step: int, state: TrainState) -> dict[str, float]:
         """Draws a grid of what has been learned, and returns what was measured on the way."""
 
+    def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+        """Measures what has been learned."""
+        raise NotImplementedError
+
 
 class Trainer(TrainerBase):
     """A diffusion model in training."""
@@ -110,6 +117,7 @@ class Trainer(TrainerBase):
             experiment.latents.load_decoder()  # If it is missing, this is the time to say so.
         super().__init__(experiment, program.layout, program.abstract, program.shardings)
         self.optimizer = program.optimizer
+        self.evaluate_every = experiment.evaluation.every
         self._step = program.step()
         # Forward and backward: three times the forward pass.
         self.image_flops = 3 * forward_flops(experiment.model, self.shape)
@@ -137,6 +145,11 @@ class Trainer(TrainerBase):
         if hosts.is_main():
             save_grid(self.folder / "samples" / f"step_{step:08d}.png", images, labels.shape[1])
         return {}
+
+    def evaluate(self, step, state):
+        options = self.experiment.evaluation.in_training()
+        folder = self.folder / "evaluation" / "training"
+        return evaluate(self.run(step, state), folder, options, mesh=self.layout.mesh).metrics
 
     def run(self, step: int, state: TrainState) -> Run:
         """The run as it stands, with its first average as parameters."""

@@ -43,9 +43,9 @@ def images(evaluated):
         return archive["arr_0"]
 
 
-def test_it_leaves_three_files_and_no_scratch(evaluated):
+def test_it_leaves_four_files_and_no_scratch(evaluated):
     names = {path.name for path in evaluated[0].iterdir()}
-    assert names == {"samples.npz", "grid.png", "metrics.json"}
+    assert names == {"samples.npz", "samples.json", "grid.png", "metrics.json"}
 
 
 def test_samples_are_in_adms_format(evaluated, images):
@@ -70,7 +70,7 @@ def test_the_grid_has_a_column_a_class(evaluated, images):
     np.testing.assert_array_equal(pixels[::8, ::8], grid(images, 10)[..., 0])
 
 
-def test_metrics_come_with_their_protocol(evaluated):
+def test_metrics_come_with_their_protocol(run, evaluated):
     folder, report = evaluated
     saved = json.loads((folder / "metrics.json").read_text())
     assert saved["metrics"] == report.metrics
@@ -84,8 +84,11 @@ def test_metrics_come_with_their_protocol(evaluated):
         "guidance": repr(ClassifierFree(2.0)),
         "parameters": "EMA 0.9",
         "compute dtype": "float32",
-        "feature space": repr(JUDGE),
-        "reference": "training split",
+        "uint8": "truncate(127.5 x + 128)",
+        "decoder": repr(run.latents),
+        "judge": f"{JUDGE!r}, against the training split",
+        "features": None,
+        "reference": None,
         "backend": "cpu x 8",
     }
     assert {name: saved["protocol"][name] for name in expected} == expected

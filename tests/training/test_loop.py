@@ -14,10 +14,42 @@ from dit_jax.checkpoint import Checkpoints
 from dit_jax.data import ImageFolder
 from dit_jax.diffusion import Gaussian
 from dit_jax.errors import InputError, TrainingError
+from dit_jax.evaluation.judge import SmallClassifier
 from dit_jax.run import load
 from dit_jax.training.log import RunLog
 from dit_jax.training.loop import train
 from tests.training import tiny
+
+
+def test_a_run_is_measured_while_it_trains(tmp_path):
+    measured = {"every": 2, "every_samples": 8, "judge": SmallClassifier(hidden=(8, 4), epochs=1)}
+    options = {f"evaluation__{name}": value for name, value in measured.items()}
+    run = train(tiny.experiment(tmp_path, training__steps=4, **options))
+    lines = [json.loads(line) for line in tiny.log_text(tmp_path).splitlines()]
+    found = {line["step"]: line for line in lines if "frechet_distance" in line}
+    assert found.keys() == {2, 4}
+    folder = tmp_path / "evaluation" / "training"
+    with Image.open(folder / "curve.png") as picture:
+        assert picture.width > 500
+    # The last ones are those of the averaged parameters that the run ends with.
+    expected = dit_jax.sample(run, np.arange(8))
+    with np.load(folder / "samples.npz") as archive:
+        np.testing.assert_allclose(archive["arr_0"].astype(int), expected.astype(int), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ("fid",)}, "'fid' compares with a reference and there is none"),
+        ({"metrics": ("is",), "every_samples": 1}, "at least 2"),
+        ({"every_samples": 0}, "0 samples"),
+    ],
+)
+def test_a_measurement_that_cannot_be_made_is_refused_at_once(tmp_path, options, message):
+    options = {f"evaluation__{name}": value for name, value in options.items()}
+    with pytest.raises(InputError, match=message):
+        train(tiny.experiment(tmp_path / "run", evaluation__every=2, **options))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_leaves_log_checkpoints_tensorboard_and_grids(tmp_path):
