@@ -2,7 +2,7 @@
 
 command:  python train.py configs/photos_rae.py   (statistics and decoder first: README)
 hardware: 2 CPU cores; configs/photos_rae_cached.py trains the same without the encoder's passes
-result:   samples that show the photograph that was asked for (not measured yet)
+result:   see configs/photos_rae_cached.py, which learns the same; this was not run to its end
 source:   RAE's second stage (arXiv 2510.11690) in small
 """
 

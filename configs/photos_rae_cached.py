@@ -2,8 +2,9 @@
 
 command:  python -m dit_jax cache-latents configs/photos_rae.py data/photos_rae
           python train.py configs/photos_rae_cached.py
-hardware: 2 CPU cores, about 15 minutes
-result:   samples that show the photograph that was asked for (not measured yet)
+hardware: 35 minutes on one CPU core of 2.5 GHz
+result:   samples that are told at a glance: 46 of 64 show the photograph that was asked for, and 54
+          with --guidance 3 (docs/rae.md)
 source:   RAE's second stage (arXiv 2510.11690) in small
 """
 
