@@ -8,6 +8,7 @@ import rich
 import tyro
 
 from dit_jax import cli
+from dit_jax.metrics.features import FeaturesName, find_features
 from dit_jax.parallel import hosts
 
 
@@ -19,7 +20,7 @@ def main(
     labels: Literal["balanced", "random"] | None = None,
     metrics: str | None = None,
     reference: str | None = None,
-    features: Literal["inception", "inception-clean", "dinov2"] | None = None,
+    features: FeaturesName | None = None,
     guidance: float | None = None,
     weak: str | None = None,
     sharing: str | None = None,
@@ -34,7 +35,7 @@ def main(
       seed: seed of the samples.
       labels: classes in turn, or drawn at random.
       metrics: some of fid, sfid, is, pr and kid (of dinov2's features fd, pr and kid), separated by
-        commas, by ADM's protocol.
+        commas.
       reference: .npz file that they compare with, of images or statistics, as ADM publishes them.
       features: network and resizing for them.
       guidance: guidance scale, classifier-free but with `weak`; 1 is none.
@@ -47,7 +48,6 @@ def main(
         cli.setup_logging()
         cli.join_hosts()
         from dit_jax.evaluation.evaluate import evaluate
-        from dit_jax.metrics.features import find_features
         from dit_jax.paths import local_folder
         from dit_jax.run import load
 

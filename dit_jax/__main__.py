@@ -9,6 +9,7 @@ import tyro
 
 from dit_jax import cli
 from dit_jax.interop.commands import RAE, FromTorch, ToTorch
+from dit_jax.metrics.features import FeaturesName, find_features
 from dit_jax.parallel.mesh import Parallel
 
 
@@ -186,31 +187,30 @@ def reshard(
 def metrics(
     samples: tyro.conf.Positional[str],
     reference: tyro.conf.Positional[str | None] = None,
-    names: str | None = None,
-    features: Literal["inception", "inception-clean", "dinov2"] = "inception",
+    metrics: str | None = None,
+    features: FeaturesName = "inception",
     weights: str | None = None,
     batch_size: int = 64,
 ) -> None:
-    """Measures a file of images against another one by ADM's protocol, with no model.
+    """Measures a file of images against another one, with no model.
+
+    FID, sFID, Inception Score, precision and recall are by the protocol of ADM's evaluator.
 
     Args:
       samples: .npz of uint8 images [N, H, W, 3].
       reference: .npz of images, statistics, or both, as ADM publishes them.
-      names: some of fid, sfid, is, pr and kid (of dinov2's features fd, pr and kid), separated by
-        commas; all of them by default, without a reference the Inception Score.
+      metrics: some of fid, sfid, is, pr and kid (of dinov2's features fd, pr and kid), separated by
+        commas; all that the files allow by default.
       features: network and resizing.
       weights: folder of the network's converted weights, where it is another one.
       batch_size: images at once on each device.
     """
     cli.join_hosts()
     from dit_jax.metrics.command import compare
-    from dit_jax.metrics.features import find_features
     from dit_jax.parallel import hosts
 
-    space = find_features(features, weights)
-    default = space.measures if reference else ("is",)
-    chosen = default if names is None else tuple(names.split(","))
-    table = compare(samples, reference, chosen, space, batch_size)
+    names = metrics.split(",") if metrics else None
+    table = compare(samples, reference, names, find_features(features, weights), batch_size)
     if hosts.is_main():
         rich.print(table)
 

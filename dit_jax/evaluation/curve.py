@@ -16,12 +16,11 @@ def draw_curve(log: pathlib.Path, names: Sequence[str], path: pathlib.Path) -> N
     from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    # A run that was resumed may have measured a step twice.
-    measured = {line["step"]: line for line in lines if names[0] in line}
-    steps = sorted(measured)
     figure = Figure(figsize=(5, 1 + 1.6 * len(names)), layout="constrained")
     for axes, name in zip(figure.subplots(len(names), sharex=True, squeeze=False)[:, 0], names):
-        axes.plot(steps, [measured[step][name] for step in steps], ".-", color="#2166ac")
+        # A run that was resumed may have measured a step twice.
+        measured = {line["step"]: line[name] for line in lines if name in line}
+        axes.plot(*zip(*sorted(measured.items())), ".-", color="#2166ac")
         axes.set_ylabel(name.replace("_", " "))
         axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("step")

@@ -1,24 +1,29 @@
 """Generate, save and measure: what `evaluate.py` and the end of training do."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.table
 from jax.sharding import Mesh
 
 from dit_jax.diffusion import Guidance, Sampling, Sharing
+from dit_jax.errors import InputError
 from dit_jax.evaluation.generation import generate
 from dit_jax.evaluation.held_out import held_out_loss
 from dit_jax.evaluation.judge import stack
 from dit_jax.evaluation.options import Evaluation
 from dit_jax.images import save_grid
+from dit_jax.latents import Latents
 from dit_jax.metrics import Gaussian, frechet_distance
 from dit_jax.metrics.images import ImageFile
-from dit_jax.metrics.measure import measure
+from dit_jax.metrics.measure import Measurement
 from dit_jax.parallel import hosts
 from dit_jax.run import Run
 from dit_jax.sampling import choose_sampling
@@ -74,29 +79,77 @@ def evaluate(
       InputError: too few samples are asked for, or the latents cannot be decoded.
     """
     options.check()
-    reference = ImageFile.open(options.reference) if options.reference else None
     sampling = choose_sampling(run, None, guidance, sharing, weak)
+    measurement = prepare(options, run.latents, run.shape)
+    if measurement is not None:
+        _check_shared(folder)
     made = _generation_protocol(run, options, sampling, weak)
     labels = choose_labels(run.model.num_classes, options)
     chosen = {"guidance": guidance, "sharing": sharing, "weak": weak, "mesh": mesh}
     size = {"batch_size": options.batch_size, "seed": options.seed}
-    samples = generate(run, labels, folder, made, **size, **chosen)
+    path = str(generate(run, labels, folder, made, **size, **chosen))
 
     def look() -> dict[str, float]:
-        columns = run.model.num_classes or 10
+        samples = ImageFile.open(path)
+        columns = min(run.model.num_classes or 10, 10)
         save_grid(folder / "grid.png", samples.read(10 * columns), columns)
         return {} if options.judge is None else judge_samples(run, samples.read(), labels, options)
 
     metrics = hosts.on_main(look)
-    if options.metrics:
-        metrics |= measure(samples, reference, options.metrics, options.features)
+    if measurement is not None:
+        metrics |= measurement(ImageFile.open(path))
     if options.held_out:
         size = options.batch_size
         metrics["held_out_loss"] = held_out_loss(run, options.held_out, size, options.seed)
-    report = Report(metrics, made | _measuring_protocol(options, reference))
+    report = Report(metrics, made | hosts.on_main(lambda: _measuring_protocol(options)))
     text = json.dumps(dataclasses.asdict(report), indent=2) + "\n"
     hosts.on_main(lambda: (folder / "metrics.json").write_text(text) and None)
     return report
+
+
+@functools.lru_cache(maxsize=1)
+def prepare(
+    options: Evaluation, latents: Latents, shape: tuple[int, int, int]
+) -> Measurement | None:
+    """Finds what would keep samples from being measured before there are any.
+
+    The last result is kept, so that a run in training looks at its reference once.
+
+    Args:
+      options: what is measured; None comes back where that needs no network.
+      latents: what decodes the samples.
+      shape: of one before it is decoded.
+
+    Raises:
+      InputError: there are no weights of a network, or the reference does not serve.
+    """
+    options.check()
+    decoder = latents.load_decoder()
+    if not options.metrics:
+        return None
+    reference = ImageFile.open(options.reference) if options.reference else None
+    measurement = Measurement(options.metrics, options.features, reference)
+    x = jax.ShapeDtypeStruct((1, *shape), np.float32)
+    measurement.check((options.samples, *jax.eval_shape(latents.decode, decoder, x).shape[1:]))
+    return measurement
+
+
+def _check_shared(folder: pathlib.Path) -> None:
+    """Raises InputError where not all processes see a folder, as they share what is in it."""
+    mark = folder / "seen"
+
+    def leave() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+    hosts.on_main(leave)
+    seen = hosts.gather(np.array(mark.exists())).all()
+    hosts.on_main(mark.unlink)
+    if not seen:
+        raise InputError(
+            f"not all processes see '{folder}', whose images they share: give --out on a disk of "
+            f"all, or measure the samples afterwards by one process (python -m dit_jax metrics)"
+        )
 
 
 def choose_labels(classes: int, options: Evaluation) -> np.ndarray:
@@ -141,18 +194,36 @@ def _generation_protocol(
         "guidance": repr(sampling.guidance),
         "weak run": weak and f"{weak.experiment.run.dir}, step {weak.step}",
         "sharing": repr(sampling.sharing) if sampling.sharing.acts else None,
-        "parameters": f"EMA {run.experiment.training.ema[0]}",
+        "parameters": f"EMA {run.experiment.training.ema[0]}, {_fingerprint(run.params)}",
         "compute dtype": getattr(run.model, "dtype", "float32"),
-        "decoder": repr(run.latents),
+        "decoder": f"{run.latents!r}, {_fingerprint(run.latents.load_decoder())}",
+        "batch size": options.batch_size,
         "uint8": "truncate(127.5 x + 128)",
     }
 
 
-def _measuring_protocol(options: Evaluation, reference: ImageFile | None) -> dict[str, Any]:
+def _measuring_protocol(options: Evaluation) -> dict[str, Any]:
+    reference = options.reference
+    if reference is not None:
+        reference = f"{reference}, SHA-256 {ImageFile.open(reference).checksum()}"
+    space = options.features
     return {
         "held-out loss": f"{options.held_out} test images" if options.held_out else None,
         "judge": options.judge and f"{options.judge!r}, against the training split",
-        "features": options.features.description if options.metrics else None,
-        "reference": reference and f"{reference.path}, SHA-256 {reference.checksum()}",
+        "features": f"{space.description}; weights {space.weights}" if options.metrics else None,
+        "reference": reference,
+        "matmul precision": jax.config.jax_default_matmul_precision or "the backend's",
         "backend": f"{jax.default_backend()} x {jax.device_count()}",
     }
+
+
+def _fingerprint(params: Any) -> str:
+    """Eight digits that tell parameters from others, however they are sharded."""
+    sums = [int(x) for x in jax.device_get(_bit_sums(jax.tree.leaves(params)))]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:8]
+
+
+@jax.jit
+def _bit_sums(leaves: list[jax.Array]) -> list[jax.Array]:
+    words = [jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) for x in leaves]
+    return [x.sum(dtype=jnp.uint32) for x in words]

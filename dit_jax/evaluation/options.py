@@ -20,7 +20,8 @@ class Evaluation:
       labels: classes in turn, so that all are equally frequent, or drawn at random.
       held_out: test images whose loss is measured; 0 for none.
       judge: a small feature space and classifier fitted to the data, or None.
-      metrics: measures of the samples by the ADM evaluator's protocol: fid, sfid, is, pr, kid.
+      metrics: measures of the samples: fid, sfid, is, pr, kid, as far as it has them by the
+        protocol of ADM's evaluator.
       reference: .npz file that they are compared with, in ADM's format.
       features: what those metrics see in an image.
       every: steps of training between evaluations; 0 for one at the end alone.
@@ -40,7 +41,16 @@ class Evaluation:
     every_samples: int = 1000
 
     def in_training(self) -> "Evaluation":
-        """What is measured while a run trains."""
+        """What is measured while a run trains.
+
+        Raises:
+          InputError: that is nothing.
+        """
+        if not (self.metrics or self.judge or self.held_out):
+            raise InputError(
+                f"every {self.every} steps of training nothing is measured: set metrics, a judge "
+                f"or held-out images of the evaluation, or every to 0"
+            )
         return dataclasses.replace(self, samples=self.every_samples)
 
     def check(self) -> None:
@@ -51,4 +61,6 @@ class Evaluation:
             )
         if (self.judge is not None or self.metrics) and self.samples < 2:
             raise InputError("one sample has no distribution to judge: ask for at least 2")
+        if self.reference is not None and not self.metrics:
+            raise InputError(f"nothing is compared with '{self.reference}': name metrics, fid say")
         check_names(self.metrics, self.features, self.reference)

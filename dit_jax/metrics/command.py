@@ -1,16 +1,19 @@
 """`python -m dit_jax metrics SAMPLES.npz REFERENCE.npz`: two files compared, with no model."""
 
+from collections.abc import Sequence
+
 import rich.table
 
+from dit_jax.errors import InputError
 from dit_jax.metrics.features import FeatureSpace
 from dit_jax.metrics.images import ImageFile
-from dit_jax.metrics.measure import check_names, measure
+from dit_jax.metrics.measure import Measurement, possible_names
 
 
 def compare(
     samples: str,
     reference: str | None,
-    names: tuple[str, ...],
+    names: Sequence[str] | None,
     space: FeatureSpace,
     batch_size: int,
 ) -> rich.table.Table:
@@ -19,7 +22,7 @@ def compare(
     Args:
       samples: .npz of images.
       reference: .npz of images, statistics, or both.
-      names: what is measured.
+      names: what is measured; None for all that can be.
       space: what is seen in an image.
       batch_size: images at once on each device.
 
@@ -29,9 +32,14 @@ def compare(
     Raises:
       InputError: a file, a name or the network's weights do not serve.
     """
-    check_names(names, space, reference)
     files = [ImageFile.open(path) for path in (samples, reference) if path is not None]
-    found = measure(files[0], files[1] if reference else None, names, space, batch_size)
+    other = files[1] if reference else None
+    names = names or possible_names(space, files[0], other)
+    if not names:
+        raise InputError(
+            f"nothing can be measured of '{samples}' so: give images, at least 2, and a reference"
+        )
+    found = Measurement(names, space, other, batch_size)(files[0])
     table = rich.table.Table(show_header=False)
     for name, value in found.items():
         table.add_row(name.replace("_", " "), f"{value:.4f}", style="bold")

@@ -160,14 +160,16 @@ def _load(folder: str, module: nn.Module, side: int, file: str, address: str) ->
     return load_module(folder, module, (side, side, 3))
 
 
-FEATURES: dict[str, FeatureSpace] = {
+FeaturesName = Literal["inception", "inception-clean", "dinov2"]
+
+FEATURES: dict[FeaturesName, FeatureSpace] = {
     "inception": Inception(),
     "inception-clean": Inception(resize="clean"),
     "dinov2": DINOv2(),
 }
 
 
-def find_features(name: str, weights: str | None = None) -> FeatureSpace:
+def find_features(name: FeaturesName, weights: str | None = None) -> FeatureSpace:
     """Returns a feature space by its name, with its weights elsewhere if they are."""
     space = FEATURES[name]
     return space if weights is None else dataclasses.replace(space, weights=weights)

@@ -44,15 +44,18 @@ class ImageFile:
         if not pathlib.Path(path).is_file():
             raise InputError(f"no file '{path}': give an .npz of uint8 images, as ADM's are")
         with _readable(path), zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            members = [name for name in archive.namelist() if name.endswith(".npy")]
+            names = [name.removesuffix(".npy") for name in members]
             known = [name for pair in STATISTICS.values() for name in pair if name in names]
             statistics = {name: _whole(archive, name) for name in known}
             others = [name for name in names if name not in known]
-            member = "arr_0" if "arr_0" in others else next(iter(others), None)
-            if member is None:
+            if not names:
+                raise InputError(f"'{path}' holds no arrays: give an .npz, as ADM's are")
+            if not others:
                 return cls(path, None, None, _checked(path, statistics))
+            member = "arr_0" if "arr_0" in others else others[0]
             with archive.open(f"{member}.npy") as file:
-                shape, _, dtype = _header(file)
+                shape, dtype = _header(file)
                 _check_array(path, member, shape, dtype)
         return cls(path, shape, member, _checked(path, statistics))
 
@@ -83,10 +86,8 @@ class ImageFile:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_distribution(images: ImageFile) -> None:
-    """Raises InputError where images are too few to have statistics, or are no bytes."""
-    if images.shape[0] < 2:
-        raise InputError(f"'{images.path}' holds one image: a distribution wants at least 2")
+def check_bytes(images: ImageFile) -> None:
+    """Raises InputError where the numbers of images do not run from 0 to 255."""
     if images.read(_LOOKED_AT).max() <= 1:
         raise InputError(
             f"no value of the first images of '{images.path}' is above 1: bytes run from 0 to 255, "
@@ -94,12 +95,12 @@ def check_distribution(images: ImageFile) -> None:
         )
 
 
-def check_comparable(samples: ImageFile, reference: ImageFile) -> None:
-    """Raises InputError where two sets of images are of different sizes."""
-    if reference.shape is not None and samples.shape[1:] != reference.shape[1:]:
-        sizes = ["x".join(map(str, each.shape[1:])) for each in (samples, reference)]
+def check_comparable(shape: tuple[int, int, int, int], reference: ImageFile) -> None:
+    """Raises InputError where images [N, H, W, C] are of another size than a reference's."""
+    if reference.shape is not None and shape[1:3] != reference.shape[1:3]:
+        sizes = ["x".join(map(str, each[1:3])) for each in (shape, reference.shape)]
         raise InputError(
-            f"'{samples.path}' has images of {sizes[0]}, the reference '{reference.path}' of "
+            f"the images are of {sizes[0]}, and those of the reference '{reference.path}' of "
             f"{sizes[1]}: take the reference of that size"
         )
 
@@ -110,15 +111,15 @@ def _readable(path: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"'{path}' cannot be read ({error or type(error).__name__}): it is no .npz file, or "
             f"was not copied to its end"
         ) from error
 
 
-def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Reads the head of an .npy file: shape, whether columns come first, and dtype."""
+def _header(file) -> tuple[tuple[int, ...], np.dtype]:
+    """Reads the head of an .npy file: shape and dtype."""
     version = np.lib.format.read_magic(file)
     reader = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -126,7 +127,10 @@ def _header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
     }.get(version)
     if reader is None:
         raise ValueError(f"an .npy file of version {version}")
-    return reader(file)
+    shape, columns_first, dtype = reader(file)
+    if columns_first and len(shape) > 1:
+        raise ValueError("its array is in Fortran's order: save np.ascontiguousarray of it")
+    return shape, dtype
 
 
 def _rows(file, count: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -147,7 +151,8 @@ def _check_array(path: str, name: str, shape: tuple[int, ...], dtype: np.dtype) 
         raise InputError(f"'{path}' holds images of mixed sizes: cut or resize them to one size")
     if len(shape) != 4:
         raise InputError(
-            f"array '{name}' of '{path}' has shape {shape}: images are [N, H, W, C], uint8"
+            f"array '{name}' of '{path}' has shape {shape}: images are [N, H, W, C], uint8, and "
+            f"named arr_0 where there are other arrays"
         )
     if dtype != np.uint8:
         raise InputError(
@@ -169,6 +174,8 @@ def _checked(path: str, statistics: dict[str, np.ndarray]) -> dict[str, np.ndarr
         if (mean in statistics) != (covariance in statistics):
             raise InputError(f"'{path}' has one of {mean} and {covariance}: it must have both")
         if mean in statistics:
+            if not all(np.isfinite(statistics[name]).all() for name in (mean, covariance)):
+                raise InputError(f"{mean} and {covariance} of '{path}' are not all finite")
             width = len(statistics[mean].ravel())
             if statistics[covariance].shape != (width, width):
                 raise InputError(

@@ -12,7 +12,7 @@ from dit_jax.errors import InputError
 from dit_jax.metrics.features import FeatureSpace
 from dit_jax.metrics.frechet import frechet_distance
 from dit_jax.metrics.gaussian import Gaussian, Moments
-from dit_jax.metrics.images import STATISTICS, ImageFile, check_comparable, check_distribution
+from dit_jax.metrics.images import STATISTICS, ImageFile, check_bytes, check_comparable
 from dit_jax.metrics.inception_score import inception_score
 from dit_jax.metrics.kernel_distance import kernel_distance
 from dit_jax.metrics.precision_recall import precision_recall
@@ -34,11 +34,19 @@ class _Need(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Metric:
-    """What a measure is computed of, and the names of what comes out."""
+    """What a measure is computed of, and the names of what comes out.
+
+    Attributes:
+      outputs: their names.
+      need: features of both sets.
+      compute: (of samples, of the reference) -> values.
+      fewest: images that it wants of each set.
+    """
 
     outputs: tuple[str, ...]
     need: _Need
     compute: Callable[[Any, Any], Iterable[float]]
+    fewest: int = 2
 
 
 def _distance(a: Gaussian, b: Gaussian) -> tuple[float]:
@@ -54,8 +62,8 @@ _METRICS = {
         _Need("logits", True),
         lambda samples, _: inception_score(samples),
     ),
-    "pr": _Metric(("precision", "recall"), _Need("pool", True), precision_recall),
-    "kid": _Metric(("kid", "kid_deviation"), _Need("pool", True), kernel_distance),
+    "pr": _Metric(("precision", "recall"), _Need("pool", True), precision_recall, 4),
+    "kid": _Metric(("kid", "kid_deviation"), _Need("pool", True), kernel_distance, 1000),
 }
 
 
@@ -69,50 +77,109 @@ def check_names(names: Sequence[str], space: FeatureSpace, reference: str | None
             )
         if name != "is" and reference is None:
             raise InputError(
-                f"'{name}' compares with a reference and there is none: give --reference FILE.npz, "
-                f"as ADM publishes them"
+                f"'{name}' compares with a reference and there is none: give an .npz file, as ADM "
+                f"publishes them"
             )
 
 
-def measure(
-    samples: ImageFile,
-    reference: ImageFile | None,
-    names: Sequence[str],
-    space: FeatureSpace,
-    batch_size: int = 64,
-) -> dict[str, float]:
-    """Measures images; processes share them, and each must see both files.
+def possible_names(
+    space: FeatureSpace, samples: ImageFile, reference: ImageFile | None
+) -> tuple[str, ...]:
+    """Names of all that can be measured of two files."""
+    files = [file for file in (samples, reference) if file is not None]
+    counts = [file.shape[0] for file in files if file.shape is not None]
 
-    Args:
-      samples: what is measured.
-      reference: what it is compared with; statistics that it brings are taken as they are.
-      names: some of `space.measures`: fid, sfid, is, pr, kid of Inception's features.
-      space: what is seen in an image.
-      batch_size: images at once on each device.
+    def possible(name: str) -> bool:
+        metric = _METRICS[name]
+        compared = reference is not None and (
+            reference.shape is not None or metric.need in _statistics(reference, space)
+        )
+        return (name == "is" or compared) and min(counts, default=0) >= metric.fewest
 
-    Returns:
-      Name -> value. `is` gives `inception_score` and its deviation over splits, `pr` `precision`
-      and `recall`, `kid` itself and its deviation over subsets.
+    return tuple(name for name in space.measures if possible(name))
 
-    Raises:
-      InputError: the files do not fit each other, or the network's weights are not there.
+
+class Measurement:
+    """Measures of images by name, made ready before there are any.
+
+    Processes share the images that are looked at; each must see both files.
     """
-    check_names(names, space, reference and reference.path)
-    if reference is not None:
-        check_comparable(samples, reference)
-    metrics = [_METRICS[name] for name in names]
-    # No set: all processes must exchange what they saw in one order.
-    needs = list(dict.fromkeys(metric.need for metric in metrics))
-    eye = _Eye(space, batch_size)
-    seen, real = eye(samples, needs), {}
-    if reference is not None:
-        real = _statistics(reference, space)
-        real |= eye(reference, [n for n in needs if n.kind != "logits" and n not in real])
-    found: dict[str, float] = {}
-    for metric in metrics:
-        values = metric.compute(seen[metric.need], real.get(metric.need))
-        found |= dict(zip(metric.outputs, values, strict=True))
-    return found
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        space: FeatureSpace,
+        reference: ImageFile | None,
+        batch_size: int = 64,
+    ):
+        """Loads the network.
+
+        Args:
+          names: some of `space.measures`: fid, sfid, is, pr, kid of Inception's features.
+          space: what is seen in an image.
+          reference: what samples are compared with; statistics that it brings are taken as they
+            are.
+          batch_size: images at once on each device.
+
+        Raises:
+          InputError: the reference lacks what a measure needs, or the network's weights are not
+            there.
+        """
+        check_names(names, space, reference and reference.path)
+        self._metrics = {name: _METRICS[name] for name in names}
+        self._reference, self._real = reference, {}
+        if reference is not None:
+            self._real = _statistics(reference, space)
+            self._check_reference(reference)
+        self._eye = _Eye(space, batch_size)
+
+    def check(self, shape: tuple[int, int, int, int]) -> None:
+        """Raises InputError where samples [N, H, W, C] are too few, or of another size."""
+        self._check_count(shape[0])
+        if self._reference is not None:
+            check_comparable(shape, self._reference)
+
+    def __call__(self, samples: ImageFile) -> dict[str, float]:
+        """Measures images; all processes call it, and get the same.
+
+        Returns:
+          Name -> value. `is` gives `inception_score` and its deviation over splits, `pr`
+          `precision` and `recall`, `kid` itself and its deviation over subsets.
+
+        Raises:
+          InputError: the files do not fit each other, or one is broken.
+        """
+        if samples.shape is None:
+            raise InputError(f"'{samples.path}' holds statistics and no images: give images first")
+        self.check(samples.shape)
+        # In lists and no sets: all processes must exchange what they saw in one order.
+        needs = list(dict.fromkeys(metric.need for metric in self._metrics.values()))
+        seen = self._eye(samples, needs)
+        if self._reference is not None:
+            missing = [n for n in needs if n.kind != "logits" and n not in self._real]
+            self._real |= self._eye(self._reference, missing)
+        found: dict[str, float] = {}
+        for metric in self._metrics.values():
+            values = metric.compute(seen[metric.need], self._real.get(metric.need))
+            found |= dict(zip(metric.outputs, values, strict=True))
+        return found
+
+    def _check_reference(self, reference: ImageFile) -> None:
+        if reference.shape is not None:
+            return self._check_count(reference.shape[0])
+        for name, metric in self._metrics.items():
+            if name != "is" and metric.need not in self._real:
+                raise InputError(
+                    f"'{reference.path}' holds statistics, and '{name}' needs images or others: "
+                    f"take a reference with images, or leave '{name}' out"
+                )
+
+    def _check_count(self, count: int) -> None:
+        for name, metric in self._metrics.items():
+            if count < metric.fewest:
+                raise InputError(
+                    f"{count} images are too few for '{name}': it wants {metric.fewest} at least"
+                )
 
 
 def _statistics(reference: ImageFile, space: FeatureSpace) -> dict[_Need, Gaussian]:
@@ -144,11 +211,7 @@ class _Eye:
         """Gaussians and rows [N, D] of a file's features; all processes call it, and get all."""
         if not needs:
             return {}
-        if images.shape is None:
-            raise InputError(
-                f"'{images.path}' holds statistics and no images, which this metric needs"
-            )
-        check_distribution(images)
+        check_bytes(images)
         widths = self._widths(images)
         moments = {n: Moments.none(widths[n.kind]) for n in needs if not n.every}
         rows = {n: [np.zeros((0, widths[n.kind]), np.float32)] for n in needs if n.every}

@@ -1,4 +1,4 @@
-"""What a process encodes with: its own devices, so that processes need not keep step."""
+"""What a process looks at images with: its own devices, so that processes need not keep step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,7 +72,7 @@ def share_of(numbers: Sequence[int]) -> list[int]:
 
 
 def progress_bar() -> rich.progress.Progress:
-    """A bar of images encoded, which the first process shows."""
+    """A bar of images looked at, which the first process shows."""
     return rich.progress.Progress(
         "[progress.description]{task.description}",
         rich.progress.BarColumn(),

@@ -74,14 +74,16 @@ def _loop(
             state, metrics = trainer.step(state, batch)
         step += 1
         meter.put(step, metrics)
-        stop = request.agreed() or step == steps
+        asked = request.agreed()
+        stop = asked or step == steps
         if options.sample_every and step % options.sample_every == 0:
             meter.measured(step, trainer.preview(step, state))
-        if trainer.evaluate_every and step % trainer.evaluate_every == 0:
-            _evaluate(trainer, meter, step, state)
         if stop or step % options.save_every == 0:
             meter.flush()  # What is saved has been seen to be finite.
             trainer.checkpoints.save(state, trainer.experiment)
+        if trainer.evaluate_every and step % trainer.evaluate_every == 0 and not asked:
+            meter.flush()
+            _evaluate(trainer, meter, step, state)
         if stop:
             break
     meter.flush()

@@ -9,7 +9,7 @@ import jax
 
 from dit_jax.checkpoint import Checkpoints
 from dit_jax.data import batches, to_device
-from dit_jax.evaluation.evaluate import evaluate
+from dit_jax.evaluation.evaluate import evaluate, prepare
 from dit_jax.experiment import Experiment
 from dit_jax.flops import forward_flops
 from dit_jax.images import save_grid
@@ -93,7 +93,7 @@ class TrainerBase(abc.ABC):
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Measures what has been learned."""
-        raise NotImplementedError
+        return {}
 
 
 class Trainer(TrainerBase):
@@ -113,8 +113,13 @@ class Trainer(TrainerBase):
             experiment.distillation.teacher, layout=program.layout
         )
         self._latents = place(experiment.latents.load(), program.layout.replicated)
+        # What is missing for grids and evaluations had better be said now.
         if experiment.run.sample_every:
-            experiment.latents.load_decoder()  # If it is missing, this is the time to say so.
+            experiment.latents.load_decoder()
+        if experiment.evaluation.samples:
+            prepare(experiment.evaluation, experiment.latents, self.shape)
+        if experiment.evaluation.every:
+            prepare(experiment.evaluation.in_training(), experiment.latents, self.shape)
         super().__init__(experiment, program.layout, program.abstract, program.shardings)
         self.optimizer = program.optimizer
         self.evaluate_every = experiment.evaluation.every

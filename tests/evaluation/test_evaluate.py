@@ -4,6 +4,7 @@ import dataclasses
 import json
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 import rich.console
@@ -17,8 +18,13 @@ from dit_jax.evaluation.judge import SmallClassifier
 from dit_jax.evaluation.options import Evaluation
 from dit_jax.images import grid
 from dit_jax.latents import VAE, Cached
+from dit_jax.metrics.features import Inception
+from dit_jax.metrics.images import ImageFile
 from dit_jax.models import DiT
+from tests.evaluation import evaluate_program
 from tests.evaluation.tiny_run import STEPS, tiny_run
+from tests.metrics.small_space import Small
+from tests.parallel import pair
 
 SAMPLES = 25
 JUDGE = SmallClassifier(hidden=(16, 6), epochs=3)
@@ -82,16 +88,17 @@ def test_metrics_come_with_their_protocol(run, evaluated):
         "seed": 4,
         "solver": repr(Euler(steps=STEPS)),
         "guidance": repr(ClassifierFree(2.0)),
-        "parameters": "EMA 0.9",
         "compute dtype": "float32",
         "uint8": "truncate(127.5 x + 128)",
-        "decoder": repr(run.latents),
+        "batch size": 8,
         "judge": f"{JUDGE!r}, against the training split",
         "features": None,
         "reference": None,
         "backend": "cpu x 8",
     }
     assert {name: saved["protocol"][name] for name in expected} == expected
+    assert saved["protocol"]["parameters"].startswith("EMA 0.9, ")
+    assert saved["protocol"]["decoder"].startswith(repr(run.latents))
 
 
 def test_real_images_are_measured_beside_the_samples(evaluated):
@@ -177,3 +184,52 @@ def test_one_sample_is_too_few_to_judge(run, tmp_path):
     assert evaluate(run, tmp_path, one).metrics == {}
     with pytest.raises(InputError, match="sample"):
         evaluate(run, tmp_path, dataclasses.replace(one, judge=JUDGE))
+
+
+def test_samples_are_measured_by_name(run, tmp_path):
+    reference = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "reference.npz", reference)
+    options = {"metrics": ("fid", "pr"), "reference": str(tmp_path / "reference.npz")}
+    options = Evaluation(samples=10, batch_size=8, labels="random", features=Small(), **options)
+    report = evaluate(run, tmp_path / "evaluation", options)
+    assert report.metrics.keys() == {"fid", "precision", "recall"}
+    digest = ImageFile.open(options.reference).checksum()
+    assert report.protocol["reference"] == f"{options.reference}, SHA-256 {digest}"
+    assert report.protocol["features"].startswith(Small().description)
+    assert report.protocol["labels"] == "drawn at random"
+
+
+def test_what_cannot_be_measured_is_known_before_anything_is_drawn(run, tmp_path):
+    np.savez(tmp_path / "other.npz", np.full((4, 16, 16, 3), 9, np.uint8))
+    options = {"metrics": ("fid",), "samples": 10, "reference": str(tmp_path / "other.npz")}
+    folder = tmp_path / "evaluation"
+    with pytest.raises(InputError, match="of 8x8, and those of the reference"):
+        evaluate(run, folder, Evaluation(features=Small(), **options))
+    with pytest.raises(InputError, match="holds no weights"):
+        evaluate(run, folder, Evaluation(features=Inception(str(tmp_path / "none")), **options))
+    assert not folder.exists()
+
+
+def test_samples_of_other_parameters_are_other_samples(run, tmp_path):
+    """Though run, step and all settings are the same."""
+    options = Evaluation(samples=8, batch_size=8)
+    evaluate(run, tmp_path, options)
+    params = jax.tree.map(lambda leaf: 1.1 * leaf, run.params)
+    evaluate(dataclasses.replace(run, params=params), tmp_path, options)
+    with np.load(tmp_path / "samples.npz") as archive:
+        found = archive["arr_0"]
+    assert (found != dit_jax.sample(run, np.arange(8))).any()
+
+
+def test_two_processes_generate_and_measure_what_one_does(run, tmp_path):
+    reference = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "reference.npz", reference)
+    pair.run_module("tests.evaluation.evaluate_program", str(tmp_path))
+    told = [json.loads((tmp_path / f"{index}.json").read_text()) for index in (0, 1)]
+    assert told[0] == told[1]
+    options = Evaluation(**evaluate_program.OPTIONS, reference=str(tmp_path / "reference.npz"))
+    one = evaluate(run, tmp_path / "one", options)
+    images = [np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("one", "two")]
+    # Programs for other numbers of devices may round otherwise, by a level of 256.
+    np.testing.assert_allclose(*(x.astype(int) for x in images), atol=1)
+    assert told[0] == pytest.approx(one.metrics, rel=1e-3, abs=1e-3)

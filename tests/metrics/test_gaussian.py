@@ -1,8 +1,5 @@
 """Moments of features: parts in any order, of one process or two, and what is no Gaussian."""
 
-import subprocess
-import sys
-
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -13,7 +10,6 @@ from dit_jax.metrics import Gaussian, Moments, frechet_distance
 from tests.metrics import gaussian_program
 from tests.metrics.features import features
 from tests.parallel import pair
-from tests.training import tiny
 
 
 def assert_same(ours, theirs, tolerance=1e-12):
@@ -59,19 +55,7 @@ def test_neither_order_nor_parts_make_a_difference(cuts, seed, offset):
 def told(tmp_path_factory):
     """What two processes of two devices found."""
     folder = tmp_path_factory.mktemp("gaussian")
-    port, processes = pair.free_port(), []
-    for index in (0, 1):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.metrics.gaussian_program", str(folder)],
-            cwd=tiny.ROOT,
-            env=tiny.os.environ | pair.devices(2) | pair.by_hand(port, index),
-            start_new_session=True,
-        )
-        processes.append(process)
-    try:
-        assert [process.wait(timeout=200) for process in processes] == [0, 0]
-    finally:
-        pair.end(processes)
+    pair.run_module("tests.metrics.gaussian_program", str(folder))
     return [dict(np.load(folder / f"{index}.npz")) for index in (0, 1)]
 
 

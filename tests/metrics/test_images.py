@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dit_jax.errors import InputError
-from dit_jax.metrics.images import ImageFile, check_comparable, check_distribution
+from dit_jax.metrics.images import ImageFile, check_bytes, check_comparable
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 4, 6, 3), np.uint8)
 
@@ -68,6 +69,7 @@ BAD = {
     "five channels": (np.zeros((3, 8, 8, 5), np.uint8), "5 channels"),
     "mixed sizes": (np.array([IMAGES[0], IMAGES[1, :2]], object), "mixed sizes"),
     "none": (IMAGES[:0], "holds no image"),
+    "columns first": (np.asfortranarray(IMAGES), "Fortran's order"),
 }
 
 
@@ -82,18 +84,13 @@ def test_what_is_no_set_of_images_is_refused(tmp_path, name):
 def test_bytes_that_are_not_spread_out_are_refused(tmp_path):
     path = save(tmp_path / "bad.npz", (IMAGES / 255).astype(np.uint8))
     with pytest.raises(InputError, match="above 1"):
-        check_distribution(ImageFile.open(path))
-
-
-def test_one_image_is_no_distribution(tmp_path):
-    with pytest.raises(InputError, match="at least 2"):
-        check_distribution(ImageFile.open(save(tmp_path / "one.npz", IMAGES[:1])))
+        check_bytes(ImageFile.open(path))
 
 
 def test_a_reference_of_another_resolution_is_refused(file, tmp_path):
     other = ImageFile.open(save(tmp_path / "other.npz", np.zeros((2, 8, 8, 3), np.uint8)))
-    with pytest.raises(InputError, match="images of 4x6x3, .*of 8x8x3: take the reference"):
-        check_comparable(file, other)
+    with pytest.raises(InputError, match="images are of 4x6, .*of 8x8: take the reference"):
+        check_comparable(file.shape, other)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 400, -30])
@@ -117,6 +114,10 @@ def test_damage_within_a_file_is_found_when_it_is_read(tmp_path):
 def test_a_file_that_is_not_there_and_one_that_is_no_archive(tmp_path):
     with pytest.raises(InputError, match="no file"):
         ImageFile.open(str(tmp_path / "none.npz"))
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w") as archive:
+        archive.writestr("a.png", b"a picture")
+    with pytest.raises(InputError, match="holds no arrays"):
+        ImageFile.open(str(tmp_path / "pictures.zip"))
     np.save(tmp_path / "array.npy", IMAGES)
     with pytest.raises(InputError, match="cannot be read"):
         ImageFile.open(str(tmp_path / "array.npy"))
@@ -127,6 +128,7 @@ def test_a_file_that_is_not_there_and_one_that_is_no_archive(tmp_path):
     [
         ({"mu": np.zeros(3)}, "one of mu and sigma"),
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, "not of the same features"),
+        ({"mu": np.full(3, np.nan), "sigma": np.eye(3)}, "not all finite"),
     ],
 )
 def test_statistics_that_do_not_fit_are_refused(tmp_path, arrays, message):

@@ -18,7 +18,7 @@ from dit_jax.metrics import (
 )
 from dit_jax.metrics.features import FEATURES, find_features
 from dit_jax.metrics.images import ImageFile
-from dit_jax.metrics.measure import check_names, measure
+from dit_jax.metrics.measure import Measurement, check_names, possible_names
 from tests.metrics import measure_program
 from tests.metrics.small_space import Small
 from tests.parallel import pair
@@ -49,7 +49,7 @@ def features():
 
 def measured(folder, *names, reference="reference.npz", **options):
     files = [ImageFile.open(str(folder / name)) for name in ("samples.npz", reference)]
-    return measure(*files, names, SPACE, **options)
+    return Measurement(names, SPACE, files[1], **options)(files[0])
 
 
 def test_each_measure_is_of_its_features(folder, features):
@@ -78,7 +78,7 @@ def test_the_kernel_distance_wants_a_thousand_images(tmp_path):
     assert found == pytest.approx(expected, rel=1e-4)
     few = {"samples": sets["samples"][:10], "reference": sets["reference"]}
     np.savez(tmp_path / "samples.npz", few["samples"])
-    with pytest.raises(InputError, match="10 features are too few: give at least 1000"):
+    with pytest.raises(InputError, match="10 images are too few for 'kid': it wants 1000"):
         measured(tmp_path, "kid")
 
 
@@ -116,27 +116,34 @@ def test_statistics_of_a_reference_are_taken_as_they_are(folder, tmp_path):
     own = measured(folder, "fid", "sfid")
     assert found["fid"] != pytest.approx(own["fid"], rel=0.1) and found["sfid"] == own["sfid"]
     assert measured(tmp_path, "fid", reference="alone.npz")["fid"] == found["fid"]
-    with pytest.raises(InputError, match="holds statistics and no images, which this metric"):
+    with pytest.raises(InputError, match="holds statistics, and 'pr' needs images"):
         measured(tmp_path, "pr", reference="alone.npz")
 
 
 def test_two_processes_measure_what_one_does(folder):
-    port, processes = pair.free_port(), []
-    for index in (0, 1):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.metrics.measure_program", str(folder)],
-            cwd=tiny.ROOT,
-            env=tiny.os.environ | pair.devices(2) | pair.by_hand(port, index),
-            start_new_session=True,
-        )
-        processes.append(process)
-    try:
-        assert [process.wait(timeout=200) for process in processes] == [0, 0]
-    finally:
-        pair.end(processes)
+    pair.run_module("tests.metrics.measure_program", str(folder))
     told = [json.loads((folder / f"{index}.json").read_text()) for index in (0, 1)]
     assert told[0] == told[1]
     assert told[0] == pytest.approx(measured(folder, *measure_program.NAMES), rel=1e-5, abs=1e-6)
+
+
+def test_one_image_and_statistics_alone_are_no_samples(folder, tmp_path):
+    np.savez(tmp_path / "reference.npz", SETS["reference"])
+    np.savez(tmp_path / "samples.npz", SETS["samples"][:1])
+    with pytest.raises(InputError, match="1 images are too few for 'fid'"):
+        measured(tmp_path, "fid")
+    np.savez(tmp_path / "samples.npz", mu=np.zeros(6), sigma=np.eye(6))
+    with pytest.raises(InputError, match="holds statistics and no images: give images first"):
+        measured(tmp_path, "fid")
+
+
+def test_what_will_not_compare_is_known_before_there_are_samples(folder):
+    measurement = Measurement(("fid",), SPACE, ImageFile.open(str(folder / "reference.npz")))
+    measurement.check((2, 4, 4, 3))
+    with pytest.raises(InputError, match="of 8x8, and those of the reference"):
+        measurement.check((2, 8, 8, 3))
+    with pytest.raises(InputError, match="too few"):
+        measurement.check((1, 4, 4, 3))
 
 
 def test_unknown_measures_and_missing_references_are_refused():
@@ -147,6 +154,16 @@ def test_unknown_measures_and_missing_references_are_refused():
     with pytest.raises(InputError, match="'fid' compares with a reference and there is none"):
         check_names(("is", "fid"), SPACE, None)
     check_names(("is",), SPACE, None)
+
+
+def test_all_that_files_allow_is_measured_by_default(folder, tmp_path):
+    samples, reference = (ImageFile.open(str(folder / f"{name}.npz")) for name in SETS)
+    np.savez(tmp_path / "alone.npz", mu=np.zeros(6), sigma=np.eye(6))
+    alone = ImageFile.open(str(tmp_path / "alone.npz"))
+    assert possible_names(SPACE, samples, reference) == ("fid", "sfid", "is", "pr")
+    assert possible_names(SPACE, samples, alone) == ("fid", "is")
+    assert possible_names(SPACE, samples, None) == ("is",)
+    assert possible_names(FEATURES["dinov2"], samples, None) == ()
 
 
 def test_features_by_name():

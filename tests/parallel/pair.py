@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 
 from tests.training import tiny
 
@@ -65,5 +66,22 @@ def finish(config, run_dir, *args, **kwargs) -> None:
     processes = start(config, run_dir, *args, **kwargs)
     try:
         assert [p.wait(timeout=400) for p in processes] == [0, 0], tiny.output(run_dir)
+    finally:
+        end(processes)
+
+
+def run_module(module: str, *args: str) -> None:
+    """Runs `python -m MODULE ARGS` as two processes of two devices each, to the end."""
+    port, processes = free_port(), []
+    for index in (0, 1):
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *args],
+            cwd=tiny.ROOT,
+            env=os.environ | devices(2) | by_hand(port, index),
+            start_new_session=True,
+        )
+        processes.append(process)
+    try:
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
     finally:
         end(processes)

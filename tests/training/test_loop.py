@@ -42,7 +42,9 @@ def test_a_run_is_measured_while_it_trains(tmp_path):
     [
         ({"metrics": ("fid",)}, "'fid' compares with a reference and there is none"),
         ({"metrics": ("is",), "every_samples": 1}, "at least 2"),
-        ({"every_samples": 0}, "0 samples"),
+        ({"every_samples": 0, "held_out": 4}, "0 samples"),
+        ({}, "nothing is measured"),
+        ({"metrics": ("is",)}, "'weights/inception' holds no weights"),
     ],
 )
 def test_a_measurement_that_cannot_be_made_is_refused_at_once(tmp_path, options, message):
