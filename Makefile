@@ -48,6 +48,8 @@ $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
 	$(VENV)/bin/python -m pip install -q $(TORCH)
 	$(VENV)/bin/python -m pip install -q -e ".[test,torch,peers]"
+	# Its dependencies would bring another build of PyTorch.
+	$(VENV)/bin/python -m pip install -q --no-deps torch-fidelity==0.4.0
 	touch $@
 
 $(VENV)/.libtpu: $(VENV)/.test tools/libtpu_requirement.py
