@@ -4,7 +4,7 @@ The same random weights on both sides: diffusers' AutoencoderRAE as it comes (DI
 registers, a decoder of 8 blocks, 256 px) and AutoencoderKL of Stable Diffusion's size. Images a
 second, in turns: to encode, to decode, and to write a cache of latents: ours by `cache-latents`'
 function, theirs by the loop that people write, a batch at a time into one .npy file an image. Both
-read images from memory, and compiling is not counted.
+read images from memory. Compiling is not counted, but for that of a cache: once a call.
 
     python benchmarks/latents.py [--cases rae vae] [--batch 4] [--images 16] [--repeats 5]
 
