@@ -196,7 +196,7 @@ def _generation_protocol(
         "sharing": repr(sampling.sharing) if sampling.sharing.acts else None,
         "parameters": f"EMA {run.experiment.training.ema[0]}, {_fingerprint(run.params)}",
         "compute dtype": getattr(run.model, "dtype", "float32"),
-        "decoder": f"{run.latents!r}, {_fingerprint(run.latents.load_decoder())}",
+        "decoder": f"{type(run.latents).__name__}, {_fingerprint(run.latents.load_decoder())}",
         "batch size": options.batch_size,
         "uint8": "truncate(127.5 x + 128)",
     }
