@@ -9,7 +9,7 @@ In the latents [8, 8, 112] of scikit-image's photographs that configs/photos_rae
 1 is answered by the loss, 2 and 3 by the Frechet distance of samples to the training latents, in
 the latents' mean over positions. Runs are kept: a stopped benchmark goes on where it was.
 
-    python benchmarks/rae_mechanism.py [--seeds 0 1 2] [--steps 600] [--runs DIR]
+    python benchmarks/rae_mechanism.py [--seeds 0 1 2] [--steps 800] [--runs DIR]
 
 Needs what the README's section on representation autoencoders makes before it trains: the
 encoder's weights, the latents' statistics, and the latents in data/photos_rae.
@@ -34,7 +34,7 @@ def main() -> None:
     """Trains all models with each seed and saves the report."""
     parser = report.parser(__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/rae_mechanism"))
     options = parser.parse_args()
     base = runpy.run_path(str(CACHED))["experiment"]
