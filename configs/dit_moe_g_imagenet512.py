@@ -9,20 +9,18 @@ source:   DiT-MoE, arXiv 2407.11633, and its released code (linear path, velocit
           time; balance loss 0.01); the batch size and the steps are this file's choice
 """
 
-from dit_jax.data import ArrayRecords
-from dit_jax.diffusion import ClassifierFree, Euler, Flow, LogitNormal, Sampling
-from dit_jax.experiment import Experiment, RunFolder, Training
-from dit_jax.latents import VAE, Cached
-from dit_jax.presets import create_model
-from dit_jax.training.optimizer import AdamW
+import dataclasses
+import pathlib
+import runpy
 
-experiment = Experiment(
-    model=create_model("DiT-MoE-G/2-16E2A", dtype="bfloat16", remat="none"),
-    process=Flow(time=LogitNormal()),
+from dit_jax.data import ArrayRecords
+
+smaller = pathlib.Path(__file__).with_name("dit_moe_g_imagenet256.py")
+at_256 = runpy.run_path(str(smaller))["experiment"]
+
+experiment = dataclasses.replace(
+    at_256,
     data=ArrayRecords("data/imagenet512_latents", classes=1000, record=(64, 64, 8)),
-    latents=Cached(VAE("weights/vae", scale=0.18215)),
-    sampling=Sampling(Euler(steps=250), ClassifierFree(scale=1.5)),
-    optimizer=AdamW(learning_rate=1e-4),
-    training=Training(steps=400_000, batch_size=256, ema=(0.9999,)),
-    run=RunFolder("runs/dit_moe_g_imagenet512", save_every=10_000, keep_every=100_000),
+    training=dataclasses.replace(at_256.training, batch_size=256),
+    run=dataclasses.replace(at_256.run, dir="runs/dit_moe_g_imagenet512"),
 )
