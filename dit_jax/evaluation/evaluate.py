@@ -78,7 +78,6 @@ def evaluate(
     Raises:
       InputError: too few samples are asked for, or the latents cannot be decoded.
     """
-    options.check()
     sampling = choose_sampling(run, None, guidance, sharing, weak)
     measurement = prepare(options, run.latents, run.shape)
     if measurement is not None:

@@ -6,7 +6,7 @@ import rich.table
 
 from dit_jax.errors import InputError
 from dit_jax.metrics.features import FeatureSpace
-from dit_jax.metrics.images import ImageFile
+from dit_jax.metrics.images import ImageFile, check_bytes
 from dit_jax.metrics.measure import Measurement, possible_names
 
 
@@ -34,6 +34,8 @@ def compare(
     """
     files = [ImageFile.open(path) for path in (samples, reference) if path is not None]
     other = files[1] if reference else None
+    if files[0].shape is not None:
+        check_bytes(files[0])
     names = names or possible_names(space, files[0], other)
     if not names:
         raise InputError(

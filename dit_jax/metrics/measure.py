@@ -166,6 +166,7 @@ class Measurement:
 
     def _check_reference(self, reference: ImageFile) -> None:
         if reference.shape is not None:
+            check_bytes(reference)
             return self._check_count(reference.shape[0])
         for name, metric in self._metrics.items():
             if name != "is" and metric.need not in self._real:
@@ -211,7 +212,6 @@ class _Eye:
         """Gaussians and rows [N, D] of a file's features; all processes call it, and get all."""
         if not needs:
             return {}
-        check_bytes(images)
         widths = self._widths(images)
         moments = {n: Moments.none(widths[n.kind]) for n in needs if not n.every}
         rows = {n: [np.zeros((0, widths[n.kind]), np.float32)] for n in needs if n.every}

@@ -137,6 +137,16 @@ def test_one_image_and_statistics_alone_are_no_samples(folder, tmp_path):
         measured(tmp_path, "fid")
 
 
+def test_a_reference_in_zeros_and_ones_is_refused_and_black_samples_are_bad_ones(tmp_path):
+    """What a model draws is measured whatever it is; a file that is given may be a mistake."""
+    np.savez(tmp_path / "samples.npz", np.zeros_like(SETS["samples"]))
+    np.savez(tmp_path / "reference.npz", SETS["reference"])
+    assert measured(tmp_path, "fid")["fid"] > 0.1
+    np.savez(tmp_path / "reference.npz", SETS["reference"] // 255)
+    with pytest.raises(InputError, match="is above 1"):
+        measured(tmp_path, "fid")
+
+
 def test_what_will_not_compare_is_known_before_there_are_samples(folder):
     measurement = Measurement(("fid",), SPACE, ImageFile.open(str(folder / "reference.npz")))
     measurement.check((2, 4, 4, 3))
