@@ -63,22 +63,8 @@ def images(folder):
 @pytest.fixture(scope="module")
 def measured(folder):
     """What two processes wrote, and what they printed."""
-    command = ["latent-stats", str(folder / "config.py"), str(folder / "two"), "--batch-size", "3"]
-    port, processes = pair.free_port(), []
-    for index in (0, 1):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dit_jax", *command],
-            cwd=tiny.ROOT,
-            env=tiny.os.environ | pair.devices(2) | pair.by_hand(port, index),
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        processes.append(process)
-    try:
-        return [process.communicate(timeout=200)[0] for process in processes]
-    finally:
-        pair.end(processes)
+    config, out = str(folder / "config.py"), str(folder / "two")
+    return pair.run_module("dit_jax", "latent-stats", config, out, "--batch-size", "3")
 
 
 def test_two_processes_find_what_one_pass_finds(folder, rae, images, measured):

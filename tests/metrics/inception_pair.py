@@ -9,8 +9,8 @@ from dit_jax.interop.engine import make_plan, to_jax
 from dit_jax.interop.layouts import find_layout
 from dit_jax.metrics.inception import InceptionV3
 from tests.interop.parity import relative_error
+from tests.torch_twins.batch_normed import randomise_
 from tests.torch_twins.inception import InceptionV3 as Twin
-from tests.torch_twins.inception import randomise_
 from tests.torch_twins.to_jax import to_nchw
 
 SIDE = 299

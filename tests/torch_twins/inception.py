@@ -144,19 +144,3 @@ class InceptionV3(nn.Module):
         x = self.Mixed_6e(self.Mixed_6d(x))
         pool = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean(dim=(2, 3))
         return pool, spatial, pool @ self.fc.weight.T
-
-
-@torch.no_grad()
-def randomise_(model, seed):
-    """Gives every tensor random values, and activations about unit size."""
-    torch.manual_seed(seed)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            tensor.fill_(7)
-        elif tensor.ndim > 1:
-            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5)
-        elif name.endswith(("running_var", "bn.weight")):
-            tensor.uniform_(0.5, 1.5)
-        else:
-            tensor.normal_(0, 0.3)
-    return model.eval()

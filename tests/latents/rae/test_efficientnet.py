@@ -29,8 +29,8 @@ def make_pair(folder):
     import torch
 
     from tests.latents.rae.encoder_helpers import converted
+    from tests.torch_twins.batch_normed import randomise_
     from tests.torch_twins.efficientnet import EfficientNetLite0 as Twin
-    from tests.torch_twins.efficientnet import randomise_
 
     twin = randomise_(Twin(), seed=0)
     torch.save(twin.state_dict(), folder / "model.pt")
