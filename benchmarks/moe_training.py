@@ -61,7 +61,7 @@ def measure(base, model, folder: pathlib.Path, seed: int, steps: int) -> dict:
     from dit_jax.diffusion import Euler
     from dit_jax.evaluation.evaluate import evaluate
     from dit_jax.experiment import RunFolder
-    from dit_jax.summary import count_active, count_parameters
+    from dit_jax.sizes import count_active, count_parameters
     from dit_jax.training.loop import train
 
     experiment = dataclasses.replace(

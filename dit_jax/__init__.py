@@ -13,6 +13,7 @@ _EXPORTS = {
     "create_model": "dit_jax.presets",
     "load": "dit_jax.run",
     "sample": "dit_jax.sampling",
+    "summary": "dit_jax.model_summary",
     "train": "dit_jax.training.loop",
 }
 

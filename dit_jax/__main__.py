@@ -232,7 +232,7 @@ def latent_stats() -> None:
 
 def models() -> None:
     """Lists every preset with its size and the cost of one forward pass at 256 px."""
-    from dit_jax.summary import print_presets
+    from dit_jax.sizes import print_presets
 
     print_presets()
 

@@ -6,13 +6,18 @@ often as it runs. (The papers' "GFLOPs" are multiply-adds: half of these.)
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.extend import core
 
-from dit_jax.models.inputs import example_inputs
+from dit_jax.models.inputs import abstract_parameters, example_inputs
+
+# Names of nested scopes, the outermost first.
+Scope = tuple[str, ...]
 
 # Dense bf16 FLOP/s of one device, as its maker states them, by `device_kind`.
 PEAK_FLOPS = {
@@ -31,21 +36,58 @@ PEAK_FLOPS = {
 
 def count_flops(function: Callable, *args: Any, **kwargs: Any) -> int:
     """Counts the FLOPs of `function` at these arguments, which may be abstract."""
+    return flops_by_scope(function, *args, **kwargs).total()
+
+
+def flops_by_scope(function: Callable, *args: Any, **kwargs: Any) -> Counter[Scope]:
+    """Counts FLOPs by the named scopes they are spent in, of which every Flax module opens one."""
     return _jaxpr_flops(jax.make_jaxpr(function)(*args, **kwargs).jaxpr)
 
 
-def forward_flops(model: Any, shape: tuple[int, int, int]) -> int:
+def forward_flops(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """FLOPs of one forward pass on one sample [h, w, c]."""
-    key, *inputs = example_inputs(shape)
-    params = jax.eval_shape(model.init, key, *inputs)
-    return count_flops(model.apply, params, *inputs)
+    return forward_flops_by_scope(model, abstract_parameters(model, shape), shape).total()
 
 
-def _jaxpr_flops(jaxpr: core.Jaxpr) -> int:
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+def forward_flops_by_scope(
+    model: nn.Module, params: Any, shape: tuple[int, int, int]
+) -> Counter[Scope]:
+    """FLOPs of one forward pass on one sample [h, w, c] by scope; `params` may be abstract."""
+    _, *inputs = example_inputs(shape)
+    return flops_by_scope(model.apply, {"params": params}, *inputs)
 
 
-def _equation_flops(equation: core.JaxprEqn) -> int:
+def _jaxpr_flops(jaxpr: core.Jaxpr) -> Counter[Scope]:
+    total: Counter[Scope] = Counter()
+    for equation in jaxpr.eqns:
+        outer = tuple(filter(None, str(equation.source_info.name_stack).split("/")))
+        for inner, flops in _equation_flops(equation).items():
+            total[outer + inner] += flops
+    return total
+
+
+def _equation_flops(equation: core.JaxprEqn) -> Counter[Scope]:
+    """FLOPs of an equation by the scopes within it."""
+    name, params = equation.primitive.name, equation.params
+    matmul = _matmul_flops(equation)
+    if matmul:
+        return Counter({(): matmul})
+    if name == "cond":
+        branches = [_jaxpr_flops(branch.jaxpr) for branch in _counted_branches(params)]
+        return max(branches, key=Counter.total)
+    times = 1
+    if name == "scan":
+        times = params["length"]
+    if name == "pallas_call":
+        times = math.prod(params["grid_mapping"].grid)
+    total: Counter[Scope] = Counter()
+    for jaxpr in _inner_jaxprs(params):
+        total.update({scope: times * flops for scope, flops in _jaxpr_flops(jaxpr).items()})
+    return total
+
+
+def _matmul_flops(equation: core.JaxprEqn) -> int:
+    """Two FLOPs a multiply-add of a matmul or convolution; 0 of anything else."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -58,12 +100,7 @@ def _equation_flops(equation: core.JaxprEqn) -> int:
         kernel = equation.invars[1].aval
         features = params["dimension_numbers"].rhs_spec[0]
         return 2 * equation.outvars[0].aval.size * kernel.size // kernel.shape[features]
-    if name == "cond":
-        return max(_jaxpr_flops(branch.jaxpr) for branch in _counted_branches(params))
-    inner = sum(_jaxpr_flops(jaxpr) for jaxpr in _inner_jaxprs(params))
-    if name == "pallas_call":
-        return inner * math.prod(params["grid_mapping"].grid)
-    return inner * params["length"] if name == "scan" else inner
+    return 0
 
 
 def _counted_branches(params: dict[str, Any]) -> tuple[core.ClosedJaxpr, ...]:

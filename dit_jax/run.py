@@ -13,7 +13,7 @@ from dit_jax.diffusion import Process
 from dit_jax.errors import InputError
 from dit_jax.experiment import Experiment
 from dit_jax.latents import Latents
-from dit_jax.models.inputs import example_inputs
+from dit_jax.models.inputs import abstract_parameters
 from dit_jax.parallel.sharding import Layout
 from dit_jax.training.state import with_shardings
 
@@ -101,7 +101,7 @@ def _open(
     if decay is not None and decay not in decays:
         raise InputError(f"'{folder}' has no EMA of decay {decay}: choose one of {decays} or None")
     item = "params" if decay is None else ema_item(decay)
-    abstract = jax.eval_shape(experiment.model.init, *example_inputs(shape))["params"]
+    abstract = abstract_parameters(experiment.model, shape)
     device = SingleDeviceSharding(jax.local_devices()[0])
     shardings = layout.parameters(abstract) if layout else jax.tree.map(lambda _: device, abstract)
     return checkpoints, item, Run(experiment, shape, step, with_shardings(abstract, shardings))

@@ -13,7 +13,7 @@ from dit_jax.experiment import Experiment
 from dit_jax.models import DiT
 from dit_jax.models.inputs import example_inputs
 from dit_jax.presets import PRESETS, create_model, find_preset
-from dit_jax.summary import count_parameters
+from dit_jax.sizes import count_parameters
 from dit_jax.training.reconstruction.experiment import DecoderExperiment
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))

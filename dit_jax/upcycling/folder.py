@@ -17,11 +17,11 @@ from dit_jax.interop.engine import by_path
 from dit_jax.layers.block import Alternate
 from dit_jax.layers.mlp import Mlp
 from dit_jax.models import DiT
-from dit_jax.models.inputs import example_inputs
+from dit_jax.models.inputs import abstract_parameters, example_inputs
 from dit_jax.moe.experts import Params
 from dit_jax.randomness import Purpose, key_for
 from dit_jax.run import Run, load
-from dit_jax.summary import count_active, count_parameters
+from dit_jax.sizes import count_active, count_parameters
 from dit_jax.training.distillation import Distillation
 from dit_jax.upcycling.methods import Method
 
@@ -150,7 +150,7 @@ def _write(
     provenance: dict[str, Any],
 ) -> None:
     """Writes a checkpoint of one set of parameters."""
-    abstract = jax.eval_shape(experiment.model.init, *example_inputs(shape))["params"]
+    abstract = abstract_parameters(experiment.model, shape)
     metadata = {
         "experiment": serialization.to_json(experiment),
         "shape": list(shape),

@@ -25,7 +25,7 @@ from dit_jax.moe.routers import DiTMoERouter, ProMoERouter
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.parallel.sharding import Layout
 from dit_jax.presets import PRESETS, find_preset
-from dit_jax.summary import count_active, count_parameters
+from dit_jax.sizes import count_active, count_parameters
 from dit_jax.training.state import new_state, state_shardings
 from dit_jax.training.step import make_loss, make_step
 

@@ -8,20 +8,20 @@ import rich.console
 import rich.table
 
 from dit_jax.flops import forward_flops
-from dit_jax.models.inputs import example_inputs
+from dit_jax.models.inputs import abstract_parameters
 from dit_jax.presets import PRESETS, Preset
 
 
 def count_parameters(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """Counts parameters as the papers do, the frozen position table [N, D] included."""
-    params = jax.eval_shape(model.init, *example_inputs(shape))["params"]
+    params = abstract_parameters(model, shape)
     trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     return trained + model.frozen_parameters(shape)
 
 
 def count_active(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """Counts the parameters that one token meets: all but the experts it is not sent to."""
-    params = jax.eval_shape(model.init, *example_inputs(shape))["params"]
+    params = abstract_parameters(model, shape)
     idle = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
