@@ -1,6 +1,7 @@
 # make train       a virtual environment, the requirements, and the two-minute demo
 # make test        the quick tests        make test-all     the slow ones too
-# make lint        ruff and the import rules
+# make lint        ruff, the import rules, types of the public face
+# make docs        the documentation as a site, in site/
 # make test-tpu    the quick tests that ask the TPU's compiler, which needs no TPU
 # make test-newest quick tests on the newest Python at hand with the newest JAX, without torch: of what
 #                  stands on other libraries' interfaces
@@ -18,7 +19,7 @@ TPU_TESTS = tests/kernels/test_tpu_compiler.py tests/planning/test_tpu_program.p
 NEWEST_TESTS = tests/data tests/encoding tests/evaluation tests/kernels tests/layers tests/models \
 	tests/parallel tests/storage tests/training $(wildcard tests/test_*.py)
 
-.PHONY: train test test-all test-tpu test-newest lint clean
+.PHONY: train test test-all test-tpu test-newest lint docs clean
 
 train: $(VENV)/.runtime
 	$(VENV)/bin/python train.py configs/digits.py
@@ -40,6 +41,10 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mypy
+
+docs: $(VENV)/.test
+	$(VENV)/bin/mkdocs build --strict
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,7 +55,7 @@ $(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/.test: $(VENV)/.runtime pyproject.toml
 	$(VENV)/bin/python -m pip install -q $(TORCH)
-	$(VENV)/bin/python -m pip install -q -e ".[test,torch,peers]"
+	$(VENV)/bin/python -m pip install -q -e ".[test,docs,notebooks,torch,peers]"
 	# Its dependencies would bring another build of PyTorch.
 	$(VENV)/bin/python -m pip install -q --no-deps torch-fidelity==0.4.0
 	touch $@
@@ -64,8 +69,8 @@ $(NEWEST_VENV)/.newest: requirements.txt pyproject.toml
 	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or newer found: set NEWEST_PYTHON"; exit 1; }
 	$(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
 	$(NEWEST_VENV)/bin/python -m pip install -q --upgrade -r requirements.txt
-	$(NEWEST_VENV)/bin/python -m pip install -q -e ".[test]"
+	$(NEWEST_VENV)/bin/python -m pip install -q -e ".[test,notebooks]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST_VENV) .cache build *.egg-info
+	rm -rf $(VENV) $(NEWEST_VENV) .cache .mypy_cache build site *.egg-info

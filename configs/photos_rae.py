@@ -1,6 +1,6 @@
 """DiT-DH in the latents of a small representation autoencoder, on scikit-image's photographs.
 
-command:  python train.py configs/photos_rae.py   (statistics and decoder first: README)
+command:  python train.py configs/photos_rae.py   (statistics and decoder first: docs/rae.md)
 hardware: 2 CPU cores; configs/photos_rae_cached.py trains the same without the encoder's passes
 result:   see configs/photos_rae_cached.py, which learns the same; this was not run to its end
 source:   RAE's second stage (arXiv 2510.11690) in small

@@ -1,6 +1,6 @@
 """The decoder of a small representation autoencoder, on scikit-image's photographs.
 
-command:  python train.py configs/photos_rae_decoder.py   (weights first: README)
+command:  python train.py configs/photos_rae_decoder.py   (weights first: docs/rae.md)
 hardware: 15 minutes on one CPU core of 2.5 GHz
 result:   test crops come back recognisable, with seams between patches: PSNR 19.9 dB, SSIM 0.50
 source:   RAE's first stage (arXiv 2510.11690) in small. Encoder, perceptual distance and

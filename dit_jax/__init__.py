@@ -1,9 +1,18 @@
 """dit_jax: Diffusion Transformers in JAX."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dit_jax.version import VERSION
+
+if TYPE_CHECKING:  # For editors and type checkers; at run time the table below serves.
+    from dit_jax.errors import InputError
+    from dit_jax.experiment import Experiment
+    from dit_jax.model_summary import summary
+    from dit_jax.presets import create_model
+    from dit_jax.run import Run, load
+    from dit_jax.sampling import sample
+    from dit_jax.training.loop import train
 
 # Imported when first used, so that `import dit_jax` and `--help` stay quick.
 _EXPORTS = {
@@ -17,7 +26,16 @@ _EXPORTS = {
     "train": "dit_jax.training.loop",
 }
 
-__all__ = sorted(_EXPORTS)
+__all__ = [
+    "Experiment",
+    "InputError",
+    "Run",
+    "create_model",
+    "load",
+    "sample",
+    "summary",
+    "train",
+]
 __version__ = VERSION
 
 

@@ -89,17 +89,16 @@ def _equation_flops(equation: core.JaxprEqn) -> Counter[Scope]:
 def _matmul_flops(equation: core.JaxprEqn) -> int:
     """Two FLOPs a multiply-add of a matmul or convolution; 0 of anything else."""
     name, params = equation.primitive.name, equation.params
+    inputs: list[Any] = [value.aval for value in equation.invars]
+    output: Any = equation.outvars[0].aval if equation.outvars else None
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        lhs = equation.invars[0].aval.shape
-        return 2 * equation.outvars[0].aval.size * math.prod(lhs[axis] for axis in contracted)
+        return 2 * output.size * math.prod(inputs[0].shape[axis] for axis in contracted)
     if name == "ragged_dot_general":
-        rows, width = equation.invars[0].aval.shape
-        return 2 * rows * width * equation.outvars[0].aval.shape[-1]
+        return 2 * inputs[0].size * output.shape[-1]
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
         features = params["dimension_numbers"].rhs_spec[0]
-        return 2 * equation.outvars[0].aval.size * kernel.size // kernel.shape[features]
+        return 2 * output.size * inputs[1].size // inputs[1].shape[features]
     return 0
 
 

@@ -56,13 +56,13 @@ class Summary:
 
     def __str__(self) -> str:
         table = rich.table.Table(box=None, pad_edge=False)
-        for column, justify in zip(_COLUMNS, ("left", "left", "right", "right")):
-            table.add_column(column, justify=justify, no_wrap=True)
+        for i, column in enumerate(_COLUMNS):
+            table.add_column(column, justify="left" if i < 2 else "right", no_wrap=True)
         for row in self.rows:
             table.add_row(*_cells(row, "  " * row.depth))
-        console = rich.console.Console(file=io.StringIO(), width=200)
-        console.print(table, markup=False)
-        lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+        text = io.StringIO()
+        rich.console.Console(file=text, width=200).print(table, markup=False)
+        lines = [line.rstrip() for line in text.getvalue().splitlines()]
         return "\n".join([*lines, *self.notes])
 
     __repr__ = __str__

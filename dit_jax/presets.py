@@ -56,8 +56,8 @@ def _dit(size: str, patch: int) -> DiT:
 
 def _lightning_dit(size: str, patch: int) -> DiT:
     """LightningDiT (arXiv 2501.01423) as released: RMSNorm, SwiGLU, RoPE; no learned variance."""
-    parts = {"norm": "rms", "ffn": SwiGLU(), "rope": AxialRope(), "learn_sigma": False}
-    return _dit(size, patch).clone(**parts)
+    parts: dict[str, Any] = {"norm": "rms", "ffn": SwiGLU(), "rope": AxialRope()}
+    return _dit(size, patch).clone(learn_sigma=False, **parts)
 
 
 def _ddt(size: str) -> DDT:

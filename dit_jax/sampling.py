@@ -27,7 +27,7 @@ from dit_jax.diffusion import (
 from dit_jax.errors import InputError
 from dit_jax.images import to_uint8
 from dit_jax.latents import Latents
-from dit_jax.models.decoupled import Decoupled, check_decoupled
+from dit_jax.models.decoupled import check_decoupled
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.parallel.sharding import Layout, place
 from dit_jax.run import Run, mismatches
@@ -35,7 +35,7 @@ from dit_jax.run import Run, mismatches
 
 def sample(
     run: Run,
-    labels: Sequence[int],
+    labels: Sequence[int] | np.ndarray,
     *,
     seed: int = 0,
     solver: Solver | None = None,
@@ -71,13 +71,13 @@ def sample(
     Raises:
       InputError: a label outside the classes, or parts that do not fit.
     """
-    labels = check_labels(labels, run.model.num_classes)
+    numbers = check_labels(labels, run.model.num_classes)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"a batch size of {batch_size}: it must be at least 1")
     batches = sample_batches(
         run,
-        labels,
-        batch_size or len(labels),
+        numbers,
+        batch_size or len(numbers),
         seed=seed,
         solver=solver,
         guidance=guidance,
@@ -145,8 +145,8 @@ def make_denoiser(model: Any, process: Process, params: Any) -> Denoiser:
     return denoise
 
 
-def make_caching_denoiser(model: Decoupled, process: Process, params: Any) -> CachingDenoiser:
-    """As `make_denoiser`, for a model of two halves: what its encoder returns is cached."""
+def make_caching_denoiser(model: Any, process: Process, params: Any) -> CachingDenoiser:
+    """As `make_denoiser`, for a `Decoupled` model: what its encoder returns is cached."""
 
     def encode(x: jax.Array, t: jax.Array, condition: dict[str, jax.Array]) -> jax.Array:
         times = jnp.broadcast_to(process.model_time(t), (len(x),))
@@ -158,7 +158,7 @@ def make_caching_denoiser(model: Decoupled, process: Process, params: Any) -> Ca
     return cache_first_half(encode, decode)
 
 
-def check_labels(labels: Sequence[int], num_classes: int) -> np.ndarray:
+def check_labels(labels: Sequence[int] | np.ndarray, num_classes: int) -> np.ndarray:
     """Returns labels as int32 [N].
 
     Raises:
@@ -169,14 +169,14 @@ def check_labels(labels: Sequence[int], num_classes: int) -> np.ndarray:
         raise InputError("no labels: give at least one")
     if not np.issubdtype(given.dtype, np.integer):
         raise InputError(f"label {given[0]} is not an integer: give class numbers")
-    labels = given.astype(np.int32)
-    outside = labels[(labels < 0) | (labels > num_classes)]
+    numbers = given.astype(np.int32)
+    outside = numbers[(numbers < 0) | (numbers > num_classes)]
     if len(outside):
         raise InputError(
             f"label {outside[0]} is outside the model's {num_classes} classes: use 0 to "
             f"{num_classes - 1}, or {num_classes} for no class"
         )
-    return labels
+    return numbers
 
 
 def preview_labels(num_classes: int, rows: int = 8) -> np.ndarray:
@@ -252,10 +252,10 @@ def _generate(
 ) -> jax.Array:
     solver, guidance, sharing = sampling.solver, sampling.guidance, sampling.sharing
     make = make_caching_denoiser if sharing.acts else make_denoiser
-    denoise = make(model, process, params[0])
+    denoise: Any = make(model, process, params[0])  # Of the kind that what follows takes.
     if isinstance(guidance, Autoguidance):
         denoise = guidance(denoise, make_denoiser(weak_model, process, params[1]))
-    elif guidance is not None:
+    elif isinstance(guidance, ClassifierFree):
         denoise = guidance(denoise, model.null_condition)
     if sharing.acts:
         denoise = sharing(denoise, solver.evaluations(process))

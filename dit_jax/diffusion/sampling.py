@@ -38,7 +38,7 @@ class Sampling:
                 )
 
 
-def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
+def sample_keys(seed: int | jax.Array, indices: jax.Array) -> jax.Array:
     """Returns one key a sample, a function of the seed and the sample's number alone."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), indices)
 

@@ -61,7 +61,8 @@ class Router(nn.Module):
         """Routes tokens [B, N, D].
 
         Returns:
-          The routing, and aux: `losses` and `statistics`, scalars (`models.Output`).
+          The routing, and aux: `losses` and `statistics`, scalars (`models.Output`), where there
+          are any.
         """
         raise NotImplementedError
 
