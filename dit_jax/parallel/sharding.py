@@ -1,6 +1,9 @@
 """Logical axes: one table for parameters, one helper for activations, one rules object for both.
 
-Models name what an axis *is* ("batch", "embed"); `RULES` says which mesh axis it lies on.
+Models name what an axis *is* ("batch", "embed"); `RULES` says which mesh axis it lies on. Devices
+that share a sample's tokens share heads instead while tokens mix, by two all-to-alls a layer
+(DeepSpeed-Ulysses, arXiv 2309.14509); replicas divide moments and averages (ZeRO's stage 1, arXiv
+1910.02054).
 """
 
 import contextlib
@@ -21,8 +24,7 @@ Rules = dict[str, tuple[str, ...]]
 
 # Logical axis -> mesh axes. Axes without a row are not sharded.
 RULES: Rules = {
-    # Activations. Devices that share tokens share heads, or channels, while tokens mix: two
-    # all-to-alls a layer (DeepSpeed-Ulysses, arXiv 2309.14509), and any mixer runs as it is.
+    # Activations. Any mixer runs as it is, on whole sequences of some heads or channels.
     "batch": ("data", "fsdp", "expert"),
     "tokens": ("sequence",),
     "mixed_heads": ("tensor", "sequence"),
@@ -34,7 +36,7 @@ RULES: Rules = {
     "mlp": ("tensor",),
 }
 
-# What replicas need not all keep: moments and averages (ZeRO, arXiv 1910.02054, stage 1).
+# Of moments and averages, which replicas need not all keep.
 STATE_RULES: Rules = RULES | {"embed": ("fsdp", "sequence", "data")}
 
 # Parameter path -> logical axes; the first match wins. Leaves of a stack carry "layers" in front.

@@ -36,7 +36,8 @@ class DecoderExperiment:
       run: the run's folder; sample grids show test images over what became of them.
       crop: side of the squares that are cut out of the images at random; None takes them whole.
       noise: largest standard deviation of the noise that is added to the encoder's tokens, drawn
-        for each image, so that the decoder bears with latents that a model made; 0 for none.
+        for each image, so that the decoder bears with latents that a model made; 0 for none, as
+        Scale-RAE (arXiv 2601.16208) has it.
       perceptual: distance besides that of pixels, or None.
       perceptual_weight: its weight.
       adversary: a discriminator, or None.
