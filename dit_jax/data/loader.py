@@ -13,11 +13,15 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dit_jax.data.source import Record, Records, read_mirrored
 from dit_jax.errors import InputError, TrainingError
+
+if TYPE_CHECKING:
+    import jax
 
 Batch = dict[str, np.ndarray]
 
@@ -136,13 +140,17 @@ def batches_in_order(
 
 
 def to_device(
-    batches: Iterable[Batch], sharding, rows: np.ndarray, batch_size: int, ahead: int = 2
+    batches: Iterable[Batch],
+    sharding: "jax.sharding.Sharding",
+    rows: np.ndarray,
+    batch_size: int,
+    ahead: int = 2,
 ) -> Iterator[dict]:
     """Places each process's rows as global arrays, `ahead` batches before they are asked for.
 
     Args:
       batches: batches of this process's rows.
-      sharding: a jax.sharding.Sharding of the leading axis over the devices of all processes.
+      sharding: of the leading axis over the devices of all processes.
       rows: which rows of the global batch these are, ascending; all that its devices hold.
       batch_size: rows of the global batch.
       ahead: batches in flight to the device besides the one in use.
