@@ -118,7 +118,8 @@ def _folder(path, place):
     entries = [
         entry
         for entry in sorted(place.iterdir(), key=lambda entry: (entry.is_file(), entry.name))
-        if not entry.name.startswith((".", "__pycache__")) and (entry.is_dir() or _language(entry))
+        if not entry.name.startswith((".", "__pycache__"))
+        and (entry.is_dir() or (_language(entry) and entry.stat().st_size))
     ]
     lines = [f"- [`{entry.name}{'/' * entry.is_dir()}`]({entry.name})" for entry in entries]
     return _unsearched(f"# {place.name}/\n\n`{path}/`\n\n" + "\n".join(lines) + "\n")

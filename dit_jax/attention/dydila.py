@@ -20,9 +20,9 @@ class DyDiLA(nn.Module):
     several that it chooses as well; and attention is linear in phi(q) - lambda phi'(q'), and in
     the same of the keys:
 
-      o = qd (kd^T v) / (qd . sum kd)
-      qd = phi(q) - lambda phi'(q')
-      kd = phi(k) - lambda phi'(k')
+        o = qd (kd^T v) / (qd . sum kd)
+        qd = phi(q) - lambda phi'(q')
+        kd = phi(k) - lambda phi'(k')
 
     There is no public code. From the paper are the argmax over a linear router, the shared form of
     the projectors' and the feature maps' choice, and the difference. This library's own reading:

@@ -50,9 +50,9 @@ class Proxies:
 class GlobalInteraction(nn.Module):
     """What tokens learn from proxies that have seen each other.
 
-      p = proxies(x)
-      p = p + attention(norm(p))
-      cross(norm(x), norm(p))
+        p = proxies(x)
+        p = p + attention(norm(p))
+        cross(norm(x), norm(p))
 
     Attributes:
       proxies: maps (tokens, grid) to (proxies, grid).
