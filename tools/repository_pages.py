@@ -33,7 +33,8 @@ LANGUAGES = {
 def on_files(files, config):
     """Adds a page for every file and folder that a page links to, directly or through another."""
     waiting = [_repository_path(file.src_uri) for file in files.documentation_pages()]
-    waiting += re.findall(rf"{SOURCE}/([^']+\.md)'", repr(config["nav"]))
+    named = [page for page in _pages_of(config["nav"]) if page.startswith(f"{SOURCE}/")]
+    waiting += [_repository_path(page) for page in named]
     seen = set(waiting)
     while waiting:
         path = waiting.pop()
@@ -42,7 +43,8 @@ def on_files(files, config):
             file = File.generated(config, _page(path), content=text)
             file.inclusion = InclusionLevel.NOT_IN_NAV
             files.append(file)
-        linked = {_target(path, match["path"]) for match in LINK.finditer(text)}
+        links = LINK.finditer(text) if _has_links(path) else ()
+        linked = {_target(path, match["path"]) for match in links}
         linked = {found for found in linked - seen - {None} if not found.startswith(f"{DOCS}/")}
         seen |= linked
         waiting += sorted(linked)
@@ -61,6 +63,14 @@ def on_page_markdown(markdown, page, config, files):
         return place + (match["anchor"] or "")
 
     return LINK.sub(replaced, markdown) if _has_links(origin) else markdown
+
+
+def _pages_of(nav):
+    """The pages that a navigation names."""
+    if isinstance(nav, str):
+        return [nav]
+    entries = nav.values() if isinstance(nav, dict) else nav
+    return [page for entry in entries for page in _pages_of(entry)]
 
 
 def _repository_path(page):
