@@ -44,10 +44,16 @@ def to_json(value: Any) -> Any:
     if isinstance(value, tuple):
         return [to_json(item) for item in value]
     kind = type(value)
-    if not dataclasses.is_dataclass(value) or not kind.__module__.startswith("dit_jax."):
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
         raise InputError(
             f"a configuration cannot hold {value!r}: fields are numbers, strings, booleans, None, "
             f"tuples and objects of dit_jax"
+        )
+    if not kind.__module__.startswith("dit_jax."):
+        raise InputError(
+            f"a configuration cannot hold a {kind.__qualname__} of '{kind.__module__}', for its "
+            f"checkpoints open without running anybody's code: put the class into a file of the "
+            f"dit_jax package"
         )
     fields = {name: to_json(child) for name, child in children(value).items()}
     return {"class": f"{kind.__module__}.{kind.__qualname__}", "fields": fields}

@@ -248,6 +248,13 @@ def test_values_that_could_not_be_read_back_are_refused(value):
         serialization.to_json(value)
 
 
+def test_a_class_from_elsewhere_is_named_in_one_line():
+    with pytest.raises(InputError, match="ForeignModule of '.*test_serialization'") as caught:
+        serialization.to_json(DiT(ffn=ForeignModule()))
+    assert "into a file of the dit_jax package" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_differences_name_the_path_and_both_values():
     a = DiT(depth=2, ffn=Mlp(ratio=4.0))
     b = DiT(depth=3, ffn=Mlp(ratio=2.0))

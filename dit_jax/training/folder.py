@@ -28,6 +28,7 @@ def claim_folder(experiment: Any) -> epath.Path:
 
 
 def _claim(folder: epath.Path, experiment: Any) -> None:
+    text = json.dumps(serialization.to_json(experiment), indent=2) + "\n"
     record = folder / RECORD
     if record.exists():
         old = serialization.from_json(json.loads(record.read_text()))
@@ -50,7 +51,7 @@ def _claim(folder: epath.Path, experiment: Any) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / "experiment.json.tmp"
-        scratch.write_text(json.dumps(serialization.to_json(experiment), indent=2) + "\n")
+        scratch.write_text(text)
         scratch.replace(record)
     except OSError as error:
         raise InputError(f"cannot write to --run.dir '{folder}': {error.strerror}") from error

@@ -15,6 +15,7 @@ from dit_jax.data import ImageFolder
 from dit_jax.diffusion import Gaussian
 from dit_jax.errors import InputError, TrainingError
 from dit_jax.evaluation.judge import SmallClassifier
+from dit_jax.layers.mlp import Mlp
 from dit_jax.run import load
 from dit_jax.training.log import RunLog
 from dit_jax.training.loop import train
@@ -169,6 +170,15 @@ def test_bad_input_stops_before_anything_is_written(tmp_path, change, message):
     with pytest.raises(InputError, match=message):
         train(tiny.experiment(folder, **change))
     assert not folder.exists()
+
+
+def test_a_class_from_elsewhere_stops_before_anything_is_written(tmp_path):
+    class Elsewhere(Mlp):
+        pass
+
+    with pytest.raises(InputError, match="Elsewhere of 'tests.training.test_loop'"):
+        train(tiny.experiment(tmp_path / "run", model__ffn=Elsewhere()))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_without_images_is_named(tmp_path):
