@@ -44,7 +44,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/.test
-	$(VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
