@@ -95,8 +95,7 @@ class Optimizer(abc.ABC):
         """Returns the whole transformation of a run of `steps`."""
         transformation = self.transformation(self.schedule.build(self.learning_rate, steps))
         if self.clip_norm is not None:
-            clip = optax.clip_by_global_norm(self.clip_norm)
-            transformation = optax.chain(clip, transformation)
+            transformation = _clipped(self.clip_norm, transformation)
         return _statistics_by_their_rules(transformation)
 
 
@@ -120,6 +119,19 @@ class AdamW(Optimizer):
         return optax.adamw(
             learning_rate, self.b1, self.b2, eps=self.eps, weight_decay=self.weight_decay
         )
+
+
+def _clipped(
+    norm: float, transformation: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Clips gradients first. The state stays the same, so a run can go on with or without."""
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(gradients, state, params=None):
+        clipped, _ = clip.update(gradients, optax.EmptyState())
+        return transformation.update(clipped, state, params)
+
+    return optax.GradientTransformation(transformation.init, update)
 
 
 def _statistics_by_their_rules(

@@ -111,6 +111,12 @@ def test_adamw_is_torchs():
     assert_close(found, {name: tensor.detach().numpy() for name, tensor in tensors.items()})
 
 
+def test_clipping_and_schedules_may_change_when_a_run_goes_on():
+    changed = AdamW(0.2, schedule=Cosine(warmup=2), clip_norm=1.5, weight_decay=0.3)
+    states = [optimizer.build(10).init(PARAMS) for optimizer in (AdamW(), changed)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+
+
 def norm(grads):
     return np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in grads.values()))
 
