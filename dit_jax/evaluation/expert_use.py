@@ -9,12 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.progress
 
 from dit_jax.diffusion import Process
 from dit_jax.layers.patch import patch_grid
 from dit_jax.moe import Routing
 from dit_jax.moe.dispatch.dispatch import token_of_slot
+from dit_jax.progress import track
 from dit_jax.randomness import Purpose, key_for
 from dit_jax.run import Run
 
@@ -83,7 +83,7 @@ def measure(
     count = functools.partial(_count, run.model, run.process, run.params)
     encode, frozen = jax.jit(run.latents.encode), run.latents.load()
     by_sample, by_token, without_class = [], 0, 0
-    for start in rich.progress.track(range(0, len(images), batch_size), "counting"):
+    for start in track(range(0, len(images), batch_size), "counting"):
         rows = slice(start, start + batch_size)
         x0 = encode(frozen, key_for(seed, start, Purpose.ENCODE), images[rows])
         noise = jax.random.normal(key_for(seed, start, Purpose.NOISE), x0.shape)

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import rich.progress
+from rich.progress import MofNCompleteColumn
 
 from dit_jax.errors import TrainingError
 from dit_jax.parallel import hosts
+from dit_jax.progress import Progress
 from dit_jax.run import Run
 from dit_jax.sampling import sample_batches
 
@@ -131,8 +132,8 @@ class _Files:
 
 def _write(batches: Iterator[np.ndarray], files: _Files, done: int, count: int) -> None:
     """Appends batches to the part, on the main process."""
-    columns = *rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn()
-    with rich.progress.Progress(*columns, disable=not hosts.is_main()) as progress:
+    columns = *Progress.get_default_columns(), MofNCompleteColumn()
+    with Progress(*columns, disable=not hosts.is_main()) as progress:
         task = progress.add_task("sampling", total=count, completed=done)
         for batch in batches:
             if not hosts.is_main():

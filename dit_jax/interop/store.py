@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.progress import track
 
 from dit_jax import serialization
 from dit_jax.checkpoint import Checkpoints, ema_item, newest
@@ -20,6 +19,7 @@ from dit_jax.interop.layout import Found
 from dit_jax.interop.rules import Entry, Fixed, Rule
 from dit_jax.interop.stored import StoredTensor
 from dit_jax.models.inputs import example_inputs
+from dit_jax.progress import track
 from dit_jax.training.reconstruction.experiment import DecoderExperiment
 
 _PARAMS, _CARRIED = "params", "carried"
@@ -108,7 +108,7 @@ def _write(
         arrays[path][slice(None) if layer is None else layer].write(value).result()
 
     pieces = to_jax(plan, lambda key: tensors[key].read(), write)
-    for _ in track(pieces, "converting", total=len(plan.pieces), transient=True):
+    for _ in track(pieces, "converting", len(plan.pieces)):
         pass
     for key, leaf in carried.items():
         checkpoints.array(0, _CARRIED, key, leaf).write(tensors[key].read()).result()

@@ -5,12 +5,12 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from rich.progress import track
 
 from dit_jax.errors import InputError
 from dit_jax.interop.engine import TorchTensor
 from dit_jax.interop.files import import_torch
 from dit_jax.interop.layout import Found, Layout
+from dit_jax.progress import track
 
 _SAFETENSORS = {
     "float64": "F64",
@@ -78,7 +78,7 @@ def _write_safetensors(
     try:
         with scratch.open("wb") as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
-            for tensor in track(tensors, "writing", transient=True):
+            for tensor in track(tensors, "writing"):
                 stream.write(np.ascontiguousarray(tensor.make()).tobytes())
         scratch.rename(path)
     finally:

@@ -11,6 +11,7 @@ from dit_jax.errors import InputError
 from dit_jax.parallel import hosts
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.parallel.sharding import Layout, place, use_layout
+from dit_jax.progress import Progress
 
 
 class LocalDevices:
@@ -71,9 +72,9 @@ def share_of(numbers: Sequence[int]) -> list[int]:
     return np.array_split(numbers, jax.process_count())[jax.process_index()].tolist()
 
 
-def progress_bar() -> rich.progress.Progress:
+def progress_bar() -> Progress:
     """A bar of images looked at, which the first process shows."""
-    return rich.progress.Progress(
+    return Progress(
         "[progress.description]{task.description}",
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 from etils import epath
 from jax.sharding import NamedSharding
-from rich.progress import track
 from tensorstore import TensorStore
 
 from dit_jax import serialization
@@ -24,6 +23,7 @@ from dit_jax.interop.engine import by_path
 from dit_jax.parallel.mesh import Parallel
 from dit_jax.parallel.sharding import Layout
 from dit_jax.paths import full_path
+from dit_jax.progress import track
 from dit_jax.storage.chunks import Chunking, choose_chunks
 from dit_jax.storage.contents import Stored, StoredArray, read_contents
 from dit_jax.storage.copying import copy_parts
@@ -141,7 +141,7 @@ def _write(stored: Stored, out: str, plan: Plan, metadata: dict[str, Any]) -> No
     ]
 
     def parts() -> Iterator[tuple[TensorStore, TensorStore]]:
-        for item, path, array, chunking in track(everything, "resharding", transient=True):
+        for item, path, array, chunking in track(everything, "resharding"):
             old = source.array(step, item, path)
             new = target.array(step, item, path, array, chunking.chunk)
             for block in chunking.blocks(array.shape):

@@ -6,8 +6,9 @@ import os
 import pathlib
 import time
 
-import rich
 import rich.progress
+
+from dit_jax.progress import Progress
 
 Values = dict[str, float]
 
@@ -24,7 +25,7 @@ class RunLog:
         self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._mark = (time.perf_counter(), start)
-        self._progress = rich.progress.Progress(
+        self._progress = Progress(
             "[progress.description]{task.description}",
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
@@ -32,7 +33,6 @@ class RunLog:
             "{task.fields[speed]} images/s",
             "ETA",
             rich.progress.TimeRemainingColumn(),
-            console=rich.get_console(),
         )
         self._task = self._progress.add_task(
             "training", total=steps, completed=start, loss="-", speed="-"
@@ -56,7 +56,8 @@ class RunLog:
         self.record(step, values)
         text = {"loss": f"{values['loss']:.4f}", "speed": f"{values['images_per_second']:,.0f}"}
         self._progress.update(self._task, completed=step, **text)
-        if not self._progress.console.is_terminal:
+        console = self._progress.console
+        if not (console.is_terminal or console.is_jupyter):
             line = f"step {step}  loss {text['loss']}  {text['speed']} images/s"
             logging.getLogger(__name__).info(line)
 
