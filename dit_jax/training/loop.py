@@ -32,6 +32,7 @@ def train(experiment: Experiment) -> Run:
       InputError: the experiment cannot run; nothing was written.
       TrainingError: the run cannot go on; its checkpoints are untouched.
       SystemExit: with status 0, after SIGTERM and a save.
+      KeyboardInterrupt: as it came; the same call goes on from the newest checkpoint.
     """
     trainer = Trainer(experiment)
     state = _train(trainer)
@@ -53,7 +54,12 @@ def _train(trainer: TrainerBase) -> TrainState:
             run_log = RunLog(trainer.folder, first, last, experiment.training.batch_size)
             stack.callback(run_log.close)
         stop = stack.enter_context(StopRequest())
-        state = _loop(trainer, state, run_log, stop)
+        try:
+            state = _loop(trainer, state, run_log, stop)
+        except KeyboardInterrupt:
+            # A notebook's process lives on, and the next run must not meet a save under way.
+            trainer.checkpoints.close()
+            raise
         step = int(state.step)
         trainer.checkpoints.wait()
     trainer.checkpoints.close()

@@ -111,6 +111,28 @@ def test_one_compilation_serves_the_whole_run(tmp_path):
     assert after_a_step == after_a_step[:1] * 4
 
 
+def test_an_interrupted_call_can_be_made_again_at_once(tmp_path, monkeypatch):
+    from dit_jax.training.trainer import Trainer
+
+    real_step = Trainer.step
+
+    def interrupted(trainer, state, batch):
+        if int(state.step) == 2:  # The save of this step has only just begun.
+            raise KeyboardInterrupt
+        return real_step(trainer, state, batch)
+
+    experiment = tiny.experiment(tmp_path, training__steps=4, run__save_every=2)
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    monkeypatch.setattr(Trainer, "step", real_step)
+    assert train(experiment).step == 4
+    assert {step: len(found) for step, found in tiny.losses(tmp_path).items()} == dict.fromkeys(
+        (1, 2, 3, 4), 1
+    )
+
+
 def test_keeps_the_newest(tmp_path):
     train(tiny.experiment(tmp_path, training__steps=8, run__save_every=2, run__keep=2))
     assert Checkpoints(str(tmp_path)).steps() == [6, 8]
