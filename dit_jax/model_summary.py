@@ -61,7 +61,9 @@ class Summary:
         for row in self.rows:
             table.add_row(*_cells(row, "  " * row.depth))
         text = io.StringIO()
-        rich.console.Console(file=text, width=200).print(table, markup=False)
+        # Rich would show it at once in a notebook, and leave the text empty.
+        console = rich.console.Console(file=text, width=200, force_jupyter=False)
+        console.print(table, markup=False)
         lines = [line.rstrip() for line in text.getvalue().splitlines()]
         return "\n".join([*lines, *self.notes])
 

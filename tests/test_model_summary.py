@@ -35,6 +35,12 @@ def test_the_first_row_is_the_whole_model(name):
     assert total.parameters == count_parameters(model, shape) - model.frozen_parameters(shape)
 
 
+def test_is_text_in_a_notebook_too(monkeypatch):
+    expected = str(summarise("DiT-S/4"))
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert str(summarise("DiT-S/4")) == expected
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_modules_add_up_to_what_they_are_in(name):
     rows = summarise(name).rows
