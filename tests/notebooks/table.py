@@ -43,12 +43,12 @@ def write_idx(folder: pathlib.Path) -> None:
 
 NOTEBOOKS: dict[str, Needs] = {
     "01_quickstart": Needs(
-        pictures=3,
-        quick={"STEPS": 8},
+        pictures=8,
+        quick={"STEPS": 8, "MORE_STEPS": 4, "SOLVER_STEPS": 4, "SCALES": (4.0,)},
     ),
     "02_tpu": Needs(
-        pictures=3,
-        quick={"STEPS": 8},
+        pictures=2,
+        quick={"STEPS": 40, "BATCH": 16, "SAVE_EVERY": 4, "LOG_EVERY": 1, "BREAK_AT": 10},
     ),
     "03_experts": Needs(
         pictures=3,

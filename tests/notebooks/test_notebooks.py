@@ -60,7 +60,7 @@ def run(notebook, folder: pathlib.Path, monkeypatch) -> None:
     monkeypatch.setenv("JUPYTER_PATH", str(folder / ".jupyter"))
     monkeypatch.setenv("IPYTHONDIR", str(folder / ".ipython"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("XLA_FLAGS", "")  # One device: the tests' eight are not a user's.
+    monkeypatch.delenv("XLA_FLAGS")  # One device: the tests' eight are not a user's.
     resources = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=900, resources=resources).execute()
 
