@@ -60,15 +60,44 @@ def main(args: Sequence[str]) -> None:
             f"RAE that encodes images"
         )
     cli.join_hosts()
-    refuse_weights(options.out)
     settings = {"batch_size": options.batch_size, "loader": experiment.loader}
-    found = latent_moments(rae, experiment.data, options.split, **settings)
-    params = {"mean": found.mean, "variance": found.variance}
-    params = jax.tree.map(lambda x: x.astype(np.float32), params)
-    save_weights(options.out, Normalization(), found.mean.shape, params)
+    found = write_statistics(rae, experiment.data, options.out, options.split, **settings)
     if hosts.is_main():
         rms = np.sqrt(found.variance.mean())
         print(f"{found.count:,} images, deviation {rms:.3f} on average: {options.out}")
+
+
+def write_statistics(
+    rae: RAE,
+    source: Source,
+    out: str,
+    split: Split = "train",
+    *,
+    batch_size: int = 32,
+    loader: Loader = Loader(),  # noqa: B008
+) -> Moments:
+    """Measures the latents of a data set and writes the folder that `RAE.statistics` names.
+
+    Args:
+      rae: the encoder; statistics that it names already play no part.
+      source: the images.
+      out: folder to make.
+      split: which of them.
+      batch_size: images at once on each device.
+      loader: how they are read.
+
+    Returns:
+      Moments of shape [h, w, C], the same on all processes.
+
+    Raises:
+      InputError: the folder has weights already, or see `latent_moments`.
+    """
+    refuse_weights(out)
+    found = latent_moments(rae, source, split, batch_size=batch_size, loader=loader)
+    params = {"mean": found.mean, "variance": found.variance}
+    params = jax.tree.map(lambda x: x.astype(np.float32), params)
+    save_weights(out, Normalization(), found.mean.shape, params)
+    return found
 
 
 def latent_moments(

@@ -1,5 +1,6 @@
 """Statistics of latents: streamed, merged over processes, and used."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dit_jax.encoding import write_statistics
 from dit_jax.encoding.statistics import latent_moments
 from dit_jax.errors import InputError
 from dit_jax.latents import RAE
@@ -97,6 +99,16 @@ def test_batches_make_no_difference(rae, folder):
     one, other = (latent_moments(rae, source, "test", batch_size=size) for size in (1, 2))
     assert one.count == other.count == 12
     np.testing.assert_allclose(one.variance, other.variance, rtol=1e-5)
+
+
+def test_statistics_are_written_where_an_autoencoder_reads_them(rae, folder):
+    source, out = small.experiment(folder, folder).data, str(folder / "of_test")
+    found = write_statistics(rae, source, out, "test")
+    read = dataclasses.replace(rae, statistics=out).load()["statistics"]
+    np.testing.assert_array_equal(read["mean"], found.mean.astype(np.float32))
+    np.testing.assert_array_equal(read["variance"], found.variance.astype(np.float32))
+    with pytest.raises(InputError, match="holds weights already"):
+        write_statistics(rae, source, out, "test")
 
 
 def test_what_needs_no_statistics_is_refused(folder):
