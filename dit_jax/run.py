@@ -32,7 +32,7 @@ class Run:
     experiment: Experiment
     shape: tuple[int, int, int]
     step: int
-    params: Any
+    params: Any = dataclasses.field(repr=False)
 
     @property
     def model(self) -> nn.Module:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import dit_jax
-from dit_jax.checkpoint import Checkpoints, newest
+from dit_jax.checkpoint import newest
 from dit_jax.data import batches
 from dit_jax.errors import InputError
 from dit_jax.experiment import RunFolder, Training
@@ -20,26 +20,14 @@ from dit_jax.models import DiT
 from dit_jax.randomness import Purpose, key_for
 from dit_jax.run import load
 from dit_jax.training.loop import train
-from dit_jax.training.state import new_state
 from dit_jax.training.step import make_loss
 from dit_jax.upcycling import Copy, Noise, Taylor, make_method, upcycle
 from dit_jax.upcycling.importance import neuron_importance
 from dit_jax.upcycling.methods import deal, ratio_of
-from tests.evaluation.tiny_run import tiny_experiment, tiny_run
+from tests.evaluation.tiny_run import save, tiny_experiment, tiny_run
 
 NEURONS = 64  # Of each of the two blocks, whose tokens are 16 wide.
 TINY_TAYLOR = {"batches": 1, "batch_size": 16}
-
-
-def save(folder, run):
-    """Writes a run as training would have."""
-    experiment = dataclasses.replace(run.experiment, run=RunFolder(str(folder)))
-    checkpoints = Checkpoints(str(folder))
-    optimizer = experiment.optimizer.build(experiment.training.steps)
-    params = jax.tree.map(jnp.asarray, run.params)
-    checkpoints.save(new_state(params, optimizer, experiment.training.ema), experiment)
-    checkpoints.close()
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

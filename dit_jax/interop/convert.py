@@ -10,8 +10,9 @@ from dit_jax.errors import InputError
 from dit_jax.interop.engine import make_plan
 from dit_jax.interop.files import StateDict, checksum, open_state_dict
 from dit_jax.interop.layout import Found, Layout
-from dit_jax.interop.layouts import choose_export, choose_layout
+from dit_jax.interop.layouts import choose_export, choose_layout, find_layout
 from dit_jax.interop.rae import latents_of
+from dit_jax.interop.runs import notes_of, run_of
 from dit_jax.interop.store import Converted, Source, new_folder, write_converted
 from dit_jax.interop.writing import write_state_dict
 from dit_jax.latents import Latents
@@ -33,7 +34,9 @@ def convert_from_torch(
 ) -> list[str]:
     """Converts a PyTorch checkpoint into a folder that `dit_jax.load` opens.
 
-    Tensors are read, carried over and written one at a time. A failure leaves nothing behind.
+    Tensors are read, carried over and written one at a time. A failure leaves nothing behind. A
+    `.safetensors` file that `convert_to_torch` wrote comes back as the model it was, with its
+    process and sampling, unless `model` or `layout` says otherwise.
 
     Args:
       file: `.pt`, `.pth`, `.bin`, `.ckpt` or `.safetensors`, a shard index, or a folder with one.
@@ -56,8 +59,8 @@ def convert_from_torch(
     if vae is not None and rae is not None:
         raise InputError("--vae and --rae: samples are latents of one autoencoder, name one")
     state = open_state_dict(file, group)
-    family = choose_layout(state.shapes, layout, model and find_preset(model).layout)
-    found = _change_model(family.describe(state.shapes, _config(family, state)), model, num_classes)
+    family, found = _recognise(state, model, layout)
+    found = _change_model(found, model, num_classes)
     if vae is not None:
         found = _decoded_by(*_vae(vae), found)
     if rae is not None:
@@ -94,9 +97,27 @@ def convert_to_torch(
     saved = Converted(folder, ema)
     family = choose_export(saved.found, layout or (saved.source and saved.source.layout))
     tensors = saved.tensors(family.entries(saved.found))
-    note = dataclasses.asdict(saved.source) if saved.source else {}
-    write_state_dict(file, tensors, family, saved.found, {k: str(v) for k, v in note.items() if v})
-    return [f"{len(tensors)} tensors written to {file} as {family.name}"]
+    source = dataclasses.asdict(saved.source) if saved.source else {}
+    notes = {key: str(value) for key, value in source.items() if value}
+    if (
+        family.config is None
+    ):  # A folder has a configuration, and is what its code base makes of it.
+        notes |= notes_of(saved.found, family)
+    write_state_dict(file, tensors, family, saved.found, notes)
+    lines = [f"{len(tensors)} tensors written to {file} as {family.name}"]
+    if saved.found.experiment and pathlib.Path(file).suffix in (".pt", ".pth", ".bin"):
+        lines.append("tensors alone: to come back as the same run, write .safetensors")
+    return lines
+
+
+def _recognise(state: StateDict, model: str | None, layout: str | None) -> tuple[Layout, Found]:
+    """The layout of a file's tensors, and the model that they are of."""
+    own = run_of(state.notes) if model is None and layout is None else None
+    if own is not None:
+        name, found = own
+        return find_layout(name), found
+    family = choose_layout(state.shapes, layout, model and find_preset(model).layout)
+    return family, family.describe(state.shapes, _config(family, state))
 
 
 def _config(family: Layout, state: StateDict) -> dict[str, Any]:

@@ -37,12 +37,14 @@ class StateDict:
       group: which of the file's state dicts they are (`ema`, `model`), None if it has just one.
       passed_over: the other ones.
       files: what was read, for checksums.
+      notes: what the header of a safetensors file says beside its tensors.
     """
 
     tensors: Mapping[str, StoredTensor]
     group: str | None
     passed_over: tuple[str, ...]
     files: tuple[pathlib.Path, ...]
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -75,7 +77,8 @@ def open_state_dict(path: str | pathlib.Path, group: str | None = None) -> State
     tensors = _flatten(tree[chosen] if chosen else tree)
     if not tensors:
         raise InputError(f"'{path}' holds no tensors: give a checkpoint of weights")
-    return StateDict(_strip_prefixes(tensors), chosen, passed_over, (path,))
+    notes = _notes(path) if path.suffix == ".safetensors" else {}
+    return StateDict(_strip_prefixes(tensors), chosen, passed_over, (path,), notes)
 
 
 def checksum(files: Sequence[pathlib.Path]) -> str:
@@ -150,6 +153,13 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, StoredTensor]:
         key: StoredTensor(shape, names.get(dtype, dtype), functools.partial(read, key))
         for key, (shape, dtype) in described.items()
     }
+
+
+def _notes(path: pathlib.Path) -> dict[str, str]:
+    import safetensors
+
+    with safetensors.safe_open(path, "np") as handle:
+        return handle.metadata() or {}
 
 
 def _open_graph(path: pathlib.Path) -> dict[str, StoredTensor]:

@@ -3,14 +3,17 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from dit_jax.checkpoint import Checkpoints
 from dit_jax.data import Digits
 from dit_jax.diffusion import ClassifierFree, Euler, Flow, Sampling
 from dit_jax.experiment import Experiment, RunFolder, Training
 from dit_jax.models import DiT
 from dit_jax.models.inputs import example_inputs
 from dit_jax.run import Run
+from dit_jax.training.state import new_state
 
 STEPS, SCALE = 3, 2.0
 
@@ -41,6 +44,17 @@ def tiny_run(seed=0, **changes):
     experiment.check()
     params = random_params(experiment.model, experiment.shape, seed)
     return Run(experiment, experiment.shape, 7, params)
+
+
+def save(folder, run):
+    """Writes a run as training would have, before its first step."""
+    experiment = dataclasses.replace(run.experiment, run=RunFolder(str(folder)))
+    checkpoints = Checkpoints(str(folder))
+    optimizer = experiment.optimizer.build(experiment.training.steps)
+    params = jax.tree.map(jnp.asarray, run.params)
+    checkpoints.save(new_state(params, optimizer, experiment.training.ema), experiment)
+    checkpoints.close()
+    return str(folder)
 
 
 def with_sampling(run, *args):
