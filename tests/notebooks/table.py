@@ -48,7 +48,7 @@ NOTEBOOKS: dict[str, Needs] = {
     ),
     "02_tpu": Needs(
         pictures=2,
-        quick={"STEPS": 40, "BATCH": 16, "SAVE_EVERY": 4, "LOG_EVERY": 1, "BREAK_AT": 10},
+        quick={"STEPS": 24, "BATCH": 16, "SAVE_EVERY": 4, "LOG_EVERY": 1, "BREAK_AT": 6},
     ),
     "03_experts": Needs(
         pictures=3,

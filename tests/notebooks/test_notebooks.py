@@ -119,3 +119,15 @@ def test_quick_constants_are_parameters(path):
     known = assigned(notebook.cells[parameters_cell(notebook)].source)
     assert NOTEBOOKS[path.stem].quick.keys() <= known
     assert "RUNS" in known
+
+
+def test_the_table_is_that_of_the_notebooks():
+    assert NOTEBOOKS.keys() == {path.stem for path in PATHS}
+
+
+@each_notebook
+def test_links_lead_somewhere(path):
+    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    targets = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    missing = [link for link in targets if not (path.parent / link.partition("#")[0]).exists()]
+    assert missing == []
