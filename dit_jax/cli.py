@@ -28,12 +28,18 @@ _BROKEN_OFF = (
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Prints the errors a user can act on in one line, and exits: 2 for bad input, 1 otherwise."""
+    """Prints the errors a user can act on in one line, and exits: 2 for bad input, 1 otherwise.
+
+    Ctrl-C is such a line too, with status 130.
+    """
     try:
         yield
     except DitJaxError as error:
         print(f"error: {error}", file=sys.stderr)
         hosts.leave(2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt:
+        print("interrupted; a run goes on from its newest checkpoint", file=sys.stderr)
+        hosts.leave(130)
     except Exception:
         if hosts.alone():
             raise
@@ -83,6 +89,8 @@ def parse_experiment(
         default=experiment,
         args=rest,
         prog=f"train.py {config}",
+        # Fields of the classes in the file are plain options, those of optional parts too.
+        config=(tyro.conf.AvoidSubcommands,),
         description=(
             f"Options and defaults of {config}; classes are chosen in the file. --parallel "
             f"{{{','.join(RECIPES)}}} sets all of the mesh; sizes that follow change it."

@@ -123,10 +123,7 @@ class Experiment:
         self.distillation.check(learned_variance=wanted > shape[-1])
         classes, found = self.model.num_classes, self.data.num_classes
         if classes and classes != found:
-            raise InputError(
-                f"the model has {classes} classes and the data {found}: set "
-                f"--model.num-classes {found}, or 0 for an unconditional model"
-            )
+            raise InputError(f"the model has {classes} classes and the data {_other(found)}")
         if isinstance(self.sampling.guidance, ClassifierFree) and not classes:
             raise InputError("an unconditional model has nothing to guide: set guidance=None")
         if isinstance(self.sampling.guidance, Autoguidance):
@@ -161,6 +158,15 @@ class Experiment:
     def state_shardings(self, layout: Layout, abstract: TrainState) -> TrainState:
         """Where a training state of these shapes lies."""
         return state_shardings(layout, self.optimizer.build(self.training.steps), abstract)
+
+
+def _other(found: int) -> str:
+    if not found:
+        return (
+            "none: put the images of each class into a folder of their own, or make the model "
+            "unconditional (num_classes=0, guidance=None)"
+        )
+    return f"{found}: set --model.num-classes {found}, or 0 for an unconditional model"
 
 
 def trajectory_differences(old: Any, new: Any) -> list[str]:

@@ -1,9 +1,13 @@
+import pathlib
+
 import pytest
 
-from dit_jax.cli import parse_experiment
+from dit_jax.cli import one_line_errors, parse_experiment
 from dit_jax.errors import InputError
 from dit_jax.parallel.mesh import RECIPES, Parallel
 from tests.training.tiny import write_config
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -27,3 +31,23 @@ def test_sizes_change_a_recipe(config):
 def test_an_unknown_recipe_is_refused_with_those_there_are(config, args):
     with pytest.raises(InputError, match="no --parallel '.*': choose one of ddp, fsdp, "):
         parse_experiment([config, *args], "")
+
+
+def test_fields_of_an_optional_part_are_plain_options():
+    args = [
+        str(ROOT / "configs/digits.py"),
+        "--sampling.guidance.scale",
+        "3",
+        "--evaluation.judge.epochs",
+        "2",
+    ]
+    found = parse_experiment(args, "")
+    assert found.sampling.guidance.scale == 3
+    assert found.evaluation.judge.epochs == 2
+
+
+def test_an_interruption_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted; a run goes on from its newest checkpoint\n"

@@ -170,7 +170,7 @@ MISFITS = {
         {"data": FakeSource(classes=7)},
         "model has 10 classes and the data 7: set --model.num-classes 7",
     ),
-    "unlabelled data": ({"data": FakeSource(classes=0)}, "10 classes and the data 0"),
+    "unlabelled data": ({"data": FakeSource(classes=0)}, "10 classes and the data none: put"),
     "guidance without classes": (
         {"model": TINY.clone(num_classes=0)},
         "unconditional model has nothing to guide: set guidance=None",

@@ -21,6 +21,7 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         self._images_per_step = images_per_step
+        self._steps = steps
         _drop_torn_line(folder / "log.jsonl")
         self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
@@ -58,7 +59,7 @@ class RunLog:
         self._progress.update(self._task, completed=step, **text)
         console = self._progress.console
         if not (console.is_terminal or console.is_jupyter):
-            line = f"step {step}  loss {text['loss']}  {text['speed']} images/s"
+            line = f"step {step} of {self._steps}  loss {text['loss']}  {text['speed']} images/s"
             logging.getLogger(__name__).info(line)
 
     def advance(self, step: int) -> None:

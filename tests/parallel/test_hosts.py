@@ -97,7 +97,7 @@ def test_losses_are_those_of_one_process(config, undisturbed, tmp_path):
 
 def test_one_process_logs_and_all_write_their_shards(undisturbed):
     assert all(len(losses) == 1 for losses in tiny.losses(undisturbed).values())
-    assert tiny.output(undisturbed).count(f"step {STEPS} loss") == 1
+    assert tiny.output(undisturbed).count(f"step {STEPS} of {STEPS} loss") == 1
     for name in ("experiment.json", "samples/step_00000012.png", "evaluation/metrics.json"):
         assert (undisturbed / name).is_file(), name
     assert len(list((undisturbed / "tensorboard").iterdir())) == 1
