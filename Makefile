@@ -1,4 +1,4 @@
-# make train       a virtual environment, the requirements, and the two-minute demo
+# make train       a virtual environment, the requirements, and the demo: digits, some minutes
 # make test        the quick tests        make test-all     the slow ones too
 # make lint        ruff, the import rules, types of the public face
 # make docs        the documentation as a site, in site/

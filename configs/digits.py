@@ -1,4 +1,4 @@
-"""A small DiT on scikit-learn's handwritten digits: the two-minute tour.
+"""A small DiT on scikit-learn's handwritten digits: the first thing to run.
 
 command:  make train        (or: python train.py configs/digits.py)
 hardware: 2 CPU cores, under 5 minutes

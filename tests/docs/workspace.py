@@ -6,7 +6,6 @@ import logging
 import os
 import pathlib
 import runpy
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -71,7 +70,6 @@ def build(folder: pathlib.Path) -> None:
             Image.fromarray(pixels).save(folder / place / f"{number}.png")
     with inside(folder):
         run("train.py", shrunk(["configs/digits.py"]))
-    shutil.copytree(folder / "runs/digits", folder / "runs/pretrained")
 
 
 def run(script: str, args: list[str]) -> None:
