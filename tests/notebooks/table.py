@@ -51,13 +51,13 @@ NOTEBOOKS: dict[str, Needs] = {
         quick={"STEPS": 24, "BATCH": 16, "SAVE_EVERY": 4, "LOG_EVERY": 1, "BREAK_AT": 6},
     ),
     "03_experts": Needs(
-        pictures=3,
-        quick={"STEPS": 8, "DATA": "idx"},
+        pictures=6,
+        quick={"STEPS": 8, "DATA": "idx", "COUNTED": 40, "TIMES": 2},
         prepare=write_idx,
     ),
     "04_attention": Needs(
-        pictures=3,
-        quick={"STEPS": 8},
+        pictures=4,
+        quick={"SIDE": 16, "SIDES": (8, 16), "REPEATS": 1, "STEPS": 8, "STUDENT_STEPS": 4},
     ),
     "05_rae": Needs(
         pictures=6,
