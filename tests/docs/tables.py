@@ -47,12 +47,16 @@ SHOWN = {
 # Packages that installation lines may name besides those of the project's own lists.
 PACKAGES = {"gcsfs", "kubernetes", "libtpu", "pre-commit", "tensorboard", "tensorflow-datasets"}
 
-# Commands that run for real only among the slow tests: they take more than a few seconds.
+# Commands and Python that are run only among the slow tests: they take more than a few seconds.
 SLOW = (
     "photos_rae",
     "efficientnet_lite0",
     "configs/digits_lit.py",
     "digits_clear.py",
+    "placed.py",
+    "digits_placed",
+    "dit_jax models",
     "--compile-only",
     "--parallel.fsdp 4",
+    "jax.disable_jit()",
 )

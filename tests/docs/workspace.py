@@ -48,7 +48,8 @@ def small_options(experiment: Any) -> list[str]:
         options["data.size"] = 16
     if hasattr(experiment.sampling.solver, "steps"):
         options["sampling.solver.steps"] = 2
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return words if experiment.evaluation.judge is None else [*words, "evaluation.judge:none"]
 
 
 def shrunk(args: list[str]) -> list[str]:
