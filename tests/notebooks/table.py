@@ -57,7 +57,14 @@ NOTEBOOKS: dict[str, Needs] = {
     ),
     "04_attention": Needs(
         pictures=4,
-        quick={"SIDE": 16, "SIDES": (8, 16), "REPEATS": 1, "STEPS": 8, "STUDENT_STEPS": 4},
+        quick={
+            "SIDE": 16,
+            "SIDES": (8, 16),
+            "REPEATS": 1,
+            "STEPS": 8,
+            "STUDENTS": ("LinearAttention",),
+            "STUDENT_STEPS": 4,
+        },
     ),
     "05_rae": Needs(
         pictures=6,
