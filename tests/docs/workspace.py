@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dit_jax import cli, serialization
-from dit_jax.data import ImageFolder
+from dit_jax.data import ImageFolder, Photos
 from dit_jax.experiment import Experiment
 from dit_jax.training.reconstruction.experiment import DecoderExperiment
 from tests.docs.blocks import ROOT
@@ -22,34 +22,39 @@ from tests.docs.blocks import ROOT
 KINDS = (Experiment, DecoderExperiment)
 _LINKED = ("configs", "launch", "benchmarks", "tools", "train.py", "evaluate.py", "pyproject.toml")
 _LOGGERS = ("dit_jax", "orbax", "absl", "jax", "grain")
-# The same for every training, so that runs start from each other and teach each other.
-_MODEL = {"depth": 2, "hidden": 32, "heads": 2}
 _SMALL = {
     "training.steps": 2,
     "training.batch-size": 8,
     "run.log-every": 1,
     "run.sample-every": 0,
     "run.save-every": 2,
+}
+_SMALL_EVALUATION = {
     "evaluation.batch-size": 8,
     "evaluation.every": 0,
     "evaluation.samples": 0,
     "evaluation.held-out": 0,
 }
+# The same for every training, so that runs start from each other and teach each other.
+_SMALL_MODEL = {"model.depth": 2, "model.hidden": 32, "model.heads": 2}
 
 
 def small_options(experiment: Any) -> list[str]:
     """Options that make a training one of seconds."""
-    if not isinstance(experiment, Experiment):
-        return ["--training.steps", "2", "--training.batch-size", "8", "--run.sample-every", "0"]
     options = dict(_SMALL)
-    if type(experiment.model).__name__ == "DiT":
-        options |= {f"model.{name}": value for name, value in _MODEL.items()}
     if isinstance(experiment.data, ImageFolder):
         options["data.size"] = 16
-    if hasattr(experiment.sampling.solver, "steps"):
-        options["sampling.solver.steps"] = 2
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return words if experiment.evaluation.judge is None else [*words, "evaluation.judge:none"]
+    if isinstance(experiment.data, Photos):
+        options["data.crops"] = 10
+    if isinstance(experiment, Experiment):
+        options |= _SMALL_EVALUATION
+        if type(experiment.model).__name__ == "DiT":
+            options |= _SMALL_MODEL
+        if hasattr(experiment.sampling.solver, "steps"):
+            options["sampling.solver.steps"] = 2
+        if experiment.evaluation.judge is not None:
+            options["evaluation.judge.epochs"] = 1
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 def shrunk(args: list[str]) -> list[str]:
