@@ -15,9 +15,10 @@ TORCH ?= torch==2.13.0
 PYTEST = -m pytest -n 2 --dist worksteal
 TPU_TESTS = tests/kernels/test_tpu_compiler.py tests/planning/test_tpu_program.py \
 	tests/planning/test_command.py
-# Arithmetic in arrays (attention/, diffusion/, metrics/, moe/) is tested on one Python alone.
-NEWEST_TESTS = tests/data tests/encoding tests/evaluation tests/kernels tests/layers tests/models \
-	tests/parallel tests/storage tests/training $(wildcard tests/test_*.py)
+# Arithmetic in arrays (attention/, diffusion/, layers/, metrics/, moe/), and what is made of the rest
+# (encoding/, evaluation/, docs/, notebooks/), is tested on one Python alone.
+NEWEST_TESTS = tests/data tests/kernels tests/models tests/parallel tests/storage tests/training \
+	$(wildcard tests/test_*.py)
 
 .PHONY: train test test-all test-tpu test-newest lint docs clean
 
