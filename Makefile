@@ -70,7 +70,7 @@ $(NEWEST_VENV)/.newest: requirements.txt pyproject.toml
 	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or newer found: set NEWEST_PYTHON"; exit 1; }
 	$(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
 	$(NEWEST_VENV)/bin/python -m pip install -q --upgrade -r requirements.txt
-	$(NEWEST_VENV)/bin/python -m pip install -q -e ".[test,notebooks]"
+	$(NEWEST_VENV)/bin/python -m pip install -q -e ".[test]"
 	touch $@
 
 clean:
