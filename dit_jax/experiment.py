@@ -123,7 +123,9 @@ class Experiment:
         self.distillation.check(learned_variance=wanted > shape[-1])
         classes, found = self.model.num_classes, self.data.num_classes
         if classes and classes != found:
-            raise InputError(f"the model has {classes} classes and the data {_other(found)}")
+            raise InputError(
+                f"the model has {classes} classes and the data {_classes_there(found)}"
+            )
         if isinstance(self.sampling.guidance, ClassifierFree) and not classes:
             raise InputError("an unconditional model has nothing to guide: set guidance=None")
         if isinstance(self.sampling.guidance, Autoguidance):
@@ -160,7 +162,8 @@ class Experiment:
         return state_shardings(layout, self.optimizer.build(self.training.steps), abstract)
 
 
-def _other(found: int) -> str:
+def _classes_there(found: int) -> str:
+    """How many classes the data have, and what would make the model fit them."""
     if not found:
         return (
             "none: put the images of each class into a folder of their own, or make the model "

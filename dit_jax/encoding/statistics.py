@@ -76,18 +76,7 @@ def write_statistics(
     batch_size: int = 32,
     loader: Loader = Loader(),  # noqa: B008
 ) -> Moments:
-    """Measures the latents of a data set and writes the folder that `RAE.statistics` names.
-
-    Args:
-      rae: the encoder; statistics that it names already play no part.
-      source: the images.
-      out: folder to make.
-      split: which of them.
-      batch_size: images at once on each device.
-      loader: how they are read.
-
-    Returns:
-      Moments of shape [h, w, C], the same on all processes.
+    """Writes `latent_moments` as the folder `out`, which `RAE.statistics` names, and returns them.
 
     Raises:
       InputError: the folder has weights already, or see `latent_moments`.

@@ -99,9 +99,8 @@ def convert_to_torch(
     tensors = saved.tensors(family.entries(saved.found))
     source = dataclasses.asdict(saved.source) if saved.source else {}
     notes = {key: str(value) for key, value in source.items() if value}
-    if (
-        family.config is None
-    ):  # A folder has a configuration, and is what its code base makes of it.
+    # A folder has a configuration of its own, and is what its code base makes of it.
+    if family.config is None:
         notes |= notes_of(saved.found, family)
     write_state_dict(file, tensors, family, saved.found, notes)
     lines = [f"{len(tensors)} tensors written to {file} as {family.name}"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from dit_jax.errors import InputError
 from dit_jax.experiment import Experiment
-from dit_jax.models.inputs import example_inputs
+from dit_jax.models.inputs import abstract_parameters, example_inputs
 from dit_jax.parallel.sharding import Layout
 from dit_jax.planning.plan import state_bytes
 from dit_jax.planning.roofline import MATMUL, Roofline, wire_seconds
@@ -76,8 +76,8 @@ def estimate(
 
 def kept_bytes(experiment: Experiment) -> int:
     """Bytes that the forward pass of one image keeps for the backward pass."""
-    key, *inputs = example_inputs(experiment.shape)
-    params = jax.eval_shape(experiment.model.init, key, *inputs)
+    _, *inputs = example_inputs(experiment.shape)
+    params = {"params": abstract_parameters(experiment.model, experiment.shape)}
 
     def kept(params: Any) -> Any:
         return jax.vjp(lambda p: experiment.model.apply(p, *inputs).prediction, params)[1]

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.notebooks.table import NOTEBOOKS
+from tests.notebooks.table import NOTEBOOKS, Needs
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -70,11 +70,17 @@ def pictures(notebook) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
-@each_notebook
-def test_in_small(path, tmp_path, monkeypatch):
+def needs_of(path: pathlib.Path) -> Needs:
+    """The notebook's row; skips the test where a module is missing."""
     needs = NOTEBOOKS[path.stem]
     for module in needs.modules:
         pytest.importorskip(module)
+    return needs
+
+
+@each_notebook
+def test_in_small(path, tmp_path, monkeypatch):
+    needs = needs_of(path)
     notebook = read(path)
     constants = "\n".join(f"{name} = {value!r}" for name, value in needs.quick.items())
     place = parameters_cell(notebook) + 1
@@ -87,9 +93,7 @@ def test_in_small(path, tmp_path, monkeypatch):
 @pytest.mark.slow
 @each_notebook
 def test_as_it_is(path, tmp_path, monkeypatch):
-    needs = NOTEBOOKS[path.stem]
-    for module in needs.modules:
-        pytest.importorskip(module)
+    needs = needs_of(path)
     notebook = read(path)
     run(notebook, tmp_path, monkeypatch)
     assert pictures(notebook) >= needs.pictures
